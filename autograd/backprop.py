@@ -1,0 +1,122 @@
+"""The reverse pass: every function once, after everybody who used its outputs; iterative, never recursive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autograd.backend import get_array_module
+from autograd.errors import ShapeError
+from autograd.function import Function
+from autograd.variable import Node, Variable
+
+
+def backward(root: Variable, gradient: Any = None, retain_graph: bool = False) -> None:
+    """Add d(root)/d(leaf) to the `grad` of every leaf that the root was computed from.
+
+    Args:
+        root: the variable to differentiate.
+        gradient: d(something)/d(root), of the root's shape; 1 for a single number.
+        retain_graph: keep what the functions saved, so that the pass can be run again.
+
+    Raises:
+        ShapeError: no gradient given for a root of more than one number, or one of another shape.
+        RuntimeError: the root has no graph behind it, or it was released by an earlier pass.
+    """
+    gradient = _root_gradient(root, gradient)
+    if root.keeps_grad and root.requires_grad:
+        root.accumulate_grad(gradient)
+    if root.creator is None:
+        if not root.requires_grad:
+            raise RuntimeError("backward: the root depends on nothing that requires a gradient")
+        return
+    waiting = _count_uses(root.creator)
+    gradients: dict[Node, Any] = {root.node: gradient}
+    ready = [root.creator]
+    while ready:
+        function = ready.pop()
+        function.saved_is_needed_again = retain_graph
+        for node, grad in _input_gradients(function, gradients):
+            if grad is not None:
+                _deliver(node, grad, gradients)
+            if node.creator is not None:
+                waiting[node.creator] -= 1
+                if waiting[node.creator] == 0:
+                    _keep_gradients(node.creator, gradients)
+                    ready.append(node.creator)
+        if not retain_graph:
+            function.release()
+
+
+def _root_gradient(root: Variable, gradient: Any) -> Any:
+    xp = get_array_module(root.data)
+    if gradient is None:
+        if root.size != 1:
+            raise ShapeError(
+                f"backward: a root of shape {root.shape} needs a gradient of its shape; got none"
+            )
+        return xp.ones_like(root.data)
+    gradient = xp.asarray(gradient, dtype=root.dtype)
+    if gradient.shape != root.shape:
+        raise ShapeError(f"backward: the gradient must be {root.shape} as the root is; got {gradient.shape}")
+    return gradient
+
+
+def _count_uses(last: Function) -> dict[Function, int]:
+    """For every function behind `last`: how many uses of its outputs must report before it can run."""
+    uses: dict[Function, int] = {last: 0}
+    unseen = [last]
+    while unseen:
+        function = unseen.pop()
+        if function.is_released:
+            raise RuntimeError(
+                "backward: this graph was released by an earlier pass; call that one with retain_graph=True"
+            )
+        for node in function.inputs:
+            creator = node.creator
+            if creator is None:
+                continue
+            if creator not in uses:
+                uses[creator] = 0
+                unseen.append(creator)
+            uses[creator] += 1
+    return uses
+
+
+def _input_gradients(function: Function, gradients: dict[Node, Any]) -> list[tuple[Node, Any]]:
+    """(node, gradient or None) for every input of a function that wants one."""
+    grad_outputs = [None if node is None else gradients.pop(node, None) for node in function.outputs]
+    if all(grad is None for grad in grad_outputs):
+        grads: Any = (None,) * len(function.inputs)  # nothing reached it
+    else:
+        grads = function.backward(*grad_outputs)
+    grads = grads if isinstance(grads, tuple) else (grads,)
+    if len(grads) != len(function.inputs):
+        raise RuntimeError(
+            f"{function.label}.backward must return one gradient or None for each of its "
+            f"{len(function.inputs)} inputs; got {len(grads)}"
+        )
+    return [(node, grad) for node, grad in zip(function.inputs, grads, strict=True) if node.requires_grad]
+
+
+def _deliver(node: Node, grad: Any, gradients: dict[Node, Any]) -> None:
+    """Add a gradient to a leaf's own, or to what waits for the function that made the node."""
+    if grad.shape != node.shape:
+        raise RuntimeError(
+            f"backward: a gradient of shape {grad.shape} came for a variable of shape {node.shape}"
+        )
+    if node.creator is None:
+        if node.owner is not None:
+            node.owner.accumulate_grad(grad)
+    elif node in gradients:
+        gradients[node] = gradients[node] + grad  # not in place: the first may be somebody else's too
+    else:
+        gradients[node] = grad
+
+
+def _keep_gradients(function: Function, gradients: dict[Node, Any]) -> None:
+    """Hand finished gradients to those intermediate variables that asked for them by `retain_grad`."""
+    for node in function.outputs:
+        if node is not None and node in gradients:
+            owner = node.owner
+            if owner is not None and owner.keeps_grad:
+                owner.accumulate_grad(gradients[node])

@@ -1,0 +1,118 @@
+"""Function: one differentiable operation, with its derivative written by hand."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from autograd.backend import get_array_module
+from autograd.errors import DtypeError, ShapeError
+from autograd.mode import is_backprop_enabled
+from autograd.variable import Node, Variable, as_variable
+
+
+class Function:
+    """An operation on arrays and its derivative; applying it grows the graph.
+
+    A subclass writes two methods:
+
+        forward(*arrays) -> array or tuple of arrays
+            computes, and hands `self.save(...)` whatever the derivative will need;
+        backward(*grad_outputs) -> array or None, or a tuple with one of these per input
+            returns d(root)/d(input) from d(root)/d(output); an output that nobody used has None.
+
+    One instance is applied once. Constants (an axis, a mask) are set in `__init__`. The floating-point
+    inputs must share one dtype, so float32 never becomes float64 unseen.
+    """
+
+    inputs: tuple[Node, ...]
+    _outputs: tuple[weakref.ref[Node], ...] = ()
+    _saved: tuple[Any, ...] | None = None
+    saved_is_needed_again = False  # set by a backward pass that retains the graph
+
+    def forward(self, *arrays: Any) -> Any:
+        raise NotImplementedError(f"{self.label}: forward")
+
+    def backward(self, *grad_outputs: Any) -> Any:
+        raise NotImplementedError(f"{self.label}: backward")
+
+    @property
+    def label(self) -> str:
+        """The operation's name in errors and drawings."""
+        return type(self).__name__
+
+    def apply(self, *inputs: Any) -> Any:
+        """Run `forward` on variables or arrays; returns a Variable, or a tuple of them."""
+        variables = [as_variable(value) for value in inputs]
+        self._check_dtypes(variables)
+        result = self.forward(*(variable.data for variable in variables))
+        arrays = result if isinstance(result, tuple) else (result,)
+        records = is_backprop_enabled() and any(variable.requires_grad for variable in variables)
+        outputs = tuple(self._output(array, records) for array in arrays)
+        if records:
+            self.inputs = tuple(variable.node for variable in variables)
+            self._outputs = tuple(weakref.ref(output.node) for output in outputs)
+        else:
+            self._saved = None
+        return outputs if isinstance(result, tuple) else outputs[0]
+
+    def _output(self, array: Any, records: bool) -> Variable:
+        output = Variable(array, requires_grad=records)
+        if records:
+            output.node.creator, output.keeps_grad = self, False
+        return output
+
+    def _check_dtypes(self, variables: list[Variable]) -> None:
+        dtypes = {variable.dtype for variable in variables if variable.dtype.kind == "f"}
+        if len(dtypes) > 1:
+            raise DtypeError(
+                f"{self.label}: all floating-point inputs must have one dtype; got "
+                f"{', '.join(str(variable.dtype) for variable in variables)}; "
+                "convert with autograd.functions.cast"
+            )
+
+    def save(self, *arrays: Any) -> None:
+        """Keep arrays for `backward`; they are released after it unless the graph is retained."""
+        self._saved = arrays
+
+    @property
+    def saved(self) -> tuple[Any, ...]:
+        """What `forward` saved."""
+        assert self._saved is not None, f"{self.label}: forward saved nothing"
+        return self._saved
+
+    def release(self) -> None:
+        """Let go of the saved arrays and of the graph behind this function."""
+        del self.inputs
+        self._saved = None
+
+    @property
+    def is_released(self) -> bool:
+        return not hasattr(self, "inputs")
+
+    @property
+    def outputs(self) -> tuple[Node | None, ...]:
+        """The nodes of the outputs; None for one that nobody holds any more."""
+        return tuple(reference() for reference in self._outputs)
+
+    def needs_grad(self, index: int) -> bool:
+        """Whether anybody wants the gradient of input `index`; if not, `backward` may return None for it."""
+        return self.inputs[index].requires_grad
+
+    def grad_target(self, index: int, like: Any) -> tuple[Any, bool]:
+        """An array in which `backward` may build the gradient of input `index`, and whether it is unwritten.
+
+        For a parameter this is its own gradient buffer: large gradients are written in place, block by
+        block. An unwritten one must be written over, a written one added to; then `backward` returns it.
+        For any other input it is a new array of the shape and dtype of `like`.
+        """
+        node = self.inputs[index]
+        owner = node.owner if node.creator is None else None
+        if owner is not None:
+            return owner.grad_target()
+        return get_array_module(like).empty(node.shape, like.dtype), True
+
+    def check_shape(self, name: str, shape: tuple[int, ...], expected: tuple[int, ...], because: str) -> None:
+        """Raise a ShapeError in the caller's words unless the shape is the expected one."""
+        if tuple(shape) != tuple(expected):
+            raise ShapeError(f"{self.label}: {name} must be {expected} because {because}; got {tuple(shape)}")

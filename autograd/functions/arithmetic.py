@@ -1,0 +1,120 @@
+"""Elementwise arithmetic with broadcasting: add, subtract, multiply, divide, negate, power."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autograd.backend import get_array_module
+from autograd.function import Function
+from autograd.variable import Variable
+
+
+def sum_to(gradient: Any, shape: tuple[int, ...]) -> Any:
+    """Undo broadcasting: the sum of `gradient` over the axes along which `shape` was repeated."""
+    if gradient.shape == shape:
+        return gradient
+    added = gradient.ndim - len(shape)
+    repeated = tuple(axis + added for axis, size in enumerate(shape) if size == 1)
+    return gradient.sum(axis=tuple(range(added)) + repeated).reshape(shape)
+
+
+def _operands(x: Any, y: Any) -> tuple[Any, Any]:
+    """A Python number takes the dtype of the other operand, so that float32 * 2.0 stays float32."""
+    if isinstance(x, int | float):
+        x = get_array_module(y.data).asarray(x, dtype=y.dtype)
+    elif isinstance(y, int | float):
+        y = get_array_module(x.data).asarray(y, dtype=x.dtype)
+    return x, y
+
+
+class Add(Function):
+    def forward(self, x, y):
+        return x + y
+
+    def backward(self, dz):
+        x, y = self.inputs
+        return sum_to(dz, x.shape), sum_to(dz, y.shape)
+
+
+class Subtract(Function):
+    def forward(self, x, y):
+        return x - y
+
+    def backward(self, dz):
+        x, y = self.inputs
+        return sum_to(dz, x.shape), sum_to(-dz, y.shape)
+
+
+class Multiply(Function):
+    def forward(self, x, y):
+        self.save(x, y)
+        return x * y
+
+    def backward(self, dz):
+        x, y = self.saved
+        dx = sum_to(dz * y, x.shape) if self.needs_grad(0) else None
+        dy = sum_to(dz * x, y.shape) if self.needs_grad(1) else None
+        return dx, dy
+
+
+class Divide(Function):
+    def forward(self, x, y):
+        self.save(x, y)
+        return x / y
+
+    def backward(self, dz):
+        x, y = self.saved
+        dx = dz / y
+        dy = sum_to(-dx * x / y, y.shape) if self.needs_grad(1) else None
+        return sum_to(dx, x.shape), dy
+
+
+class Negate(Function):
+    def forward(self, x):
+        return -x
+
+    def backward(self, dy):
+        return -dy
+
+
+class Power(Function):
+    def __init__(self, exponent: float) -> None:
+        self.exponent = exponent
+
+    def forward(self, x):
+        self.save(x)
+        return x**self.exponent
+
+    def backward(self, dy):
+        (x,) = self.saved
+        return dy * self.exponent * x ** (self.exponent - 1)
+
+
+def add(x: Any, y: Any) -> Variable:
+    """x + y, broadcast as NumPy does."""
+    return Add().apply(*_operands(x, y))
+
+
+def subtract(x: Any, y: Any) -> Variable:
+    """x - y, broadcast as NumPy does."""
+    return Subtract().apply(*_operands(x, y))
+
+
+def multiply(x: Any, y: Any) -> Variable:
+    """x · y elementwise, broadcast as NumPy does."""
+    return Multiply().apply(*_operands(x, y))
+
+
+def divide(x: Any, y: Any) -> Variable:
+    """x / y elementwise, broadcast as NumPy does."""
+    return Divide().apply(*_operands(x, y))
+
+
+def negate(x: Any) -> Variable:
+    """-x."""
+    return Negate().apply(x)
+
+
+def power(x: Any, exponent: float) -> Variable:
+    """x ** exponent, elementwise; the exponent is a Python number."""
+    return Power(exponent).apply(x)

@@ -1,0 +1,87 @@
+"""Rows of a matrix picked by integer ids, and the scattered gradient that goes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autograd.backend import get_array_module
+from autograd.errors import DtypeError, InputError, ShapeError
+from autograd.function import Function
+from autograd.variable import Variable
+
+
+def check_ids(name: str, ids: Any, size: int, lowest: int = 0) -> None:
+    """Raise unless `ids` are integers in [lowest, size).
+
+    Raises:
+        DtypeError: not integers.
+        InputError: one out of range.
+    """
+    if ids.dtype.kind not in "iu":
+        raise DtypeError(f"{name} must be integer word ids; got {ids.dtype}")
+    if ids.size and (int(ids.min()) < lowest or int(ids.max()) >= size):
+        raise InputError(
+            f"{name} must lie in [{lowest}, {size}); got ids from {int(ids.min())} to {int(ids.max())}: "
+            "was the text prepared with another vocabulary?"
+        )
+
+
+def add_rows(target: Any, ids: Any, rows: Any) -> None:
+    """target[ids[n]] += rows[n] for every n, where an id may come more than once; in a fixed order.
+
+    The ids are sorted and each run of equal ones summed by one reduction, which is several times faster
+    than ufunc.at and, unlike atomics on a GPU, always adds in the same order.
+    """
+    if not ids.size:
+        return
+    xp = get_array_module(target)
+    order = xp.argsort(ids, kind="stable")
+    in_order = ids[order]
+    starts = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), in_order[1:] != in_order[:-1]]))
+    target[in_order[starts]] += xp.add.reduceat(rows[order], starts, axis=0)
+
+
+class Embedding(Function):
+    def __init__(self, row_scale: Any = None) -> None:
+        self.row_scale = row_scale
+
+    def forward(self, ids, W):
+        if W.ndim != 2:
+            raise ShapeError(f"embedding: W must be (V, E); got {W.shape}")
+        check_ids("embedding: ids", ids, W.shape[0])
+        self.save(ids, W)
+        x = W[ids]
+        if self.row_scale is not None:
+            x *= self.row_scale[ids][..., None]
+        return x
+
+    def backward(self, dx):
+        ids, W = self.saved
+        dW, unwritten = self.grad_target(1, like=W)
+        if unwritten:
+            dW[...] = 0
+        flat = ids.ravel()
+        rows = dx.reshape(flat.size, W.shape[1])
+        if self.row_scale is not None:
+            rows = rows * self.row_scale[flat][:, None]
+        add_rows(dW, flat, rows)
+        return None, dW
+
+
+def embedding(ids: Any, W: Any, row_scale: Any = None) -> Variable:
+    """W[ids]: the row of W for every id.
+
+    Args:
+        ids: integers of any shape, each in [0, V).
+        W: (V, E).
+        row_scale: (V,), what each row is multiplied with, or None; a mask over words goes here.
+
+    Returns:
+        The shape of ids with E appended.
+
+    Raises:
+        DtypeError: ids that are not integers.
+        InputError: an id outside [0, V).
+        ShapeError: W is not a matrix.
+    """
+    return Embedding(row_scale).apply(ids, W)

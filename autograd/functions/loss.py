@@ -1,0 +1,78 @@
+"""Softmax and the cross-entropy of its outcome."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autograd.backend import get_array_module
+from autograd.errors import ShapeError
+from autograd.function import Function
+from autograd.functions.embedding import check_ids
+from autograd.variable import Variable
+
+IGNORE = -1
+"""A target that is not scored: padding, or words read only to warm up the state."""
+
+
+def log_softmax_array(logits: Any) -> Any:
+    """logits - log(sum(exp(logits))) over the last axis, on plain arrays, without overflow."""
+    xp = get_array_module(logits)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+class LogSoftmax(Function):
+    def forward(self, x):
+        y = log_softmax_array(x)
+        self.save(y)
+        return y
+
+    def backward(self, dy):
+        (y,) = self.saved
+        return dy - get_array_module(y).exp(y) * dy.sum(axis=-1, keepdims=True)
+
+
+class SoftmaxCrossEntropy(Function):
+    def forward(self, logits, targets):
+        if logits.ndim < 1 or logits.shape[:-1] != targets.shape:
+            raise ShapeError(
+                f"softmax_cross_entropy: logits must be (…, V) and targets (…); "
+                f"got {logits.shape} and {targets.shape}"
+            )
+        check_ids("softmax_cross_entropy: targets", targets, logits.shape[-1], lowest=IGNORE)
+        xp = get_array_module(logits)
+        rows = log_softmax_array(logits).reshape(targets.size, logits.shape[-1])
+        flat = targets.ravel()
+        scored = xp.flatnonzero(flat != IGNORE)
+        self.save(rows, flat, scored)
+        return -rows[scored, flat[scored]].sum() / max(scored.size, 1)
+
+    def backward(self, dloss):
+        rows, targets, scored = self.saved
+        xp = get_array_module(rows)
+        dlogits = xp.zeros_like(rows)
+        dlogits[scored] = xp.exp(rows[scored])
+        dlogits[scored, targets[scored]] -= 1
+        dlogits *= dloss / max(scored.size, 1)
+        return dlogits.reshape(self.inputs[0].shape), None
+
+
+def log_softmax(x: Any) -> Variable:
+    """log of the softmax over the last axis."""
+    return LogSoftmax().apply(x)
+
+
+def softmax_cross_entropy(logits: Any, targets: Any) -> Variable:
+    """Mean of -log softmax(logits)[target] over the targets that are not `IGNORE` (-1).
+
+    Args:
+        logits: (…, V), unnormalised log-probabilities.
+        targets: integers (…), each in [0, V), or -1 for one that is not scored.
+
+    Returns:
+        A single number, in nats; 0 if nothing is scored.
+
+    Raises:
+        ShapeError, DtypeError, InputError: targets that do not fit, are not integers, or out of range.
+    """
+    return SoftmaxCrossEntropy().apply(logits, targets)

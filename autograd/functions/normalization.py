@@ -1,0 +1,53 @@
+"""Layer normalisation (Ba, Kiros & Hinton 2016)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autograd.backend import get_array_module
+from autograd.function import Function
+from autograd.variable import Variable
+
+
+class LayerNormalization(Function):
+    def __init__(self, epsilon: float) -> None:
+        self.epsilon = epsilon
+
+    def forward(self, x, gain, shift):
+        self.check_shape("gain", gain.shape, x.shape[-1:], f"x is {x.shape}")
+        self.check_shape("shift", shift.shape, x.shape[-1:], f"x is {x.shape}")
+        wide = x.dtype if x.dtype == "float64" else "float32"  # statistics of float16 are taken in float32
+        centred = x - x.mean(axis=-1, keepdims=True, dtype=wide)
+        variance = (centred * centred).mean(axis=-1, keepdims=True, dtype=wide)
+        inverse_std = 1 / get_array_module(x).sqrt(variance + variance.dtype.type(self.epsilon))
+        normalized = (centred * inverse_std).astype(x.dtype)
+        self.save(normalized, inverse_std, gain)
+        return normalized * gain + shift
+
+    def backward(self, dy):
+        # With z the normalised x: dx = (dz - mean(dz) - z · mean(dz · z)) / std; the two means are what
+        # flows back through the mean and through the variance.
+        z, inverse_std, gain = self.saved
+        dz = dy * gain
+        wide = inverse_std.dtype
+        dx = (
+            dz
+            - dz.mean(axis=-1, keepdims=True, dtype=wide)
+            - z * (dz * z).mean(axis=-1, keepdims=True, dtype=wide)
+        )
+        rows = tuple(range(dy.ndim - 1))
+        return (dx * inverse_std).astype(z.dtype), (dy * z).sum(axis=rows), dy.sum(axis=rows)
+
+
+def layer_normalization(x: Any, gain: Any, shift: Any, epsilon: float = 1e-5) -> Variable:
+    """(x - mean) / sqrt(variance + epsilon) · gain + shift, the statistics taken over the last axis.
+
+    Args:
+        x: (…, N).
+        gain, shift: (N,).
+        epsilon: keeps the root away from 0.
+
+    Raises:
+        ShapeError: gain or shift of another size.
+    """
+    return LayerNormalization(epsilon).apply(x, gain, shift)

@@ -1,0 +1,145 @@
+"""Proof of gradients by numbers: every hand-written backward against central differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from autograd.variable import Variable
+
+STEP = 1e-6
+"""Central differences err by about STEP² (truncation) + 1e-16 / STEP (rounding): least near 1e-5 … 1e-6."""
+
+
+def numerical_grad(
+    function: Callable[[], Sequence[np.ndarray]],
+    inputs: Sequence[np.ndarray],
+    grad_outputs: Sequence[np.ndarray | None],
+    step: float = STEP,
+) -> list[np.ndarray]:
+    """Gradients of sum(outputs · grad_outputs) by central differences, element by element.
+
+    Args:
+        function: computes the outputs anew from `inputs`, which are changed in place and restored.
+        inputs: float64 arrays.
+        grad_outputs: one array per output, of its shape, or None to leave that output out.
+        step: how far each element is moved both ways.
+
+    Returns:
+        One array per input, of its shape. It costs two calls per element: for tests and small arrays.
+    """
+
+    def total() -> float:
+        return _weighted_sum(function(), grad_outputs)
+
+    grads = [np.zeros_like(array) for array in inputs]
+    for array, grad in zip(inputs, grads, strict=True):
+        for index in np.ndindex(array.shape):
+            kept = array[index]
+            array[index] = kept + step
+            above = total()
+            array[index] = kept - step
+            below = total()
+            array[index] = kept
+            grad[index] = (above - below) / (2 * step)
+    return grads
+
+
+def check_backward(
+    function: Callable[..., Any],
+    inputs: Sequence[Any],
+    grad_outputs: Sequence[Any] | None = None,
+    *,
+    seed: int = 0,
+    directions: int = 2,
+    step: float = STEP,
+    tolerance: float = 1e-7,
+) -> float:
+    """Assert that `function`'s gradients agree with central differences along random directions.
+
+    A derivative along a random direction costs two evaluations however large the inputs are, and a
+    wrong element of the gradient shows in it with probability one.
+
+    Args:
+        function: takes Variables, returns a Variable or several.
+        inputs: arrays; the float64 ones are differentiated, the others are held constant.
+        grad_outputs: d(root)/d(output), one for each output; None for one that gets no gradient.
+            Random if not given.
+        seed: of the directions and of grad_outputs.
+        directions: how many are tried.
+        step: how far the inputs are moved along the direction, both ways.
+        tolerance: the worst relative error that passes.
+
+    Returns:
+        The worst relative error, |analytic - numerical| / max(‖gradient‖, |numerical|).
+
+    Raises:
+        AssertionError: it is above the tolerance.
+        TypeError: no input is float64.
+    """
+    rng = np.random.default_rng(seed)
+    moved = [index for index, array in enumerate(inputs) if np.asarray(array).dtype == np.float64]
+    if not moved:
+        raise TypeError("check_backward: differences need float64; no input has it")
+    variables = [Variable(array, requires_grad=index in moved) for index, array in enumerate(inputs)]
+    outputs = _as_tuple(function(*variables))
+    if grad_outputs is None:
+        grad_outputs = [rng.standard_normal(output.shape) for output in outputs]
+    backward_all(outputs, grad_outputs)
+    gradients = [variables[index].grad for index in moved]
+    norm = np.sqrt(sum(float((grad**2).sum()) for grad in gradients if grad is not None))
+
+    worst = 0.0
+    for _ in range(directions):
+        direction = [rng.standard_normal(np.shape(inputs[index])) for index in moved]
+        analytic = _weighted_sum(gradients, direction)
+        above, below = (
+            _weighted_sum(_arrays(function, _shifted(inputs, moved, direction, sign * step)), grad_outputs)
+            for sign in (+1, -1)
+        )
+        numerical = (above - below) / (2 * step)
+        worst = max(worst, abs(analytic - numerical) / max(norm, abs(numerical), np.finfo(float).tiny))
+    assert worst <= tolerance, (
+        f"gradient check: relative error {worst:.1e} is above {tolerance:.0e}: along the last direction "
+        f"backward says {analytic:.12g}, differences say {numerical:.12g}"
+    )
+    return worst
+
+
+def backward_all(outputs: Sequence[Variable], grad_outputs: Sequence[Any]) -> None:
+    """One backward pass from several outputs at once, each with its own gradient or None."""
+    from autograd import functions as F
+
+    parts = [
+        F.sum(output * Variable(grad, requires_grad=False))
+        for output, grad in zip(outputs, grad_outputs, strict=True)
+        if grad is not None
+    ]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    total.backward()
+
+
+def _as_tuple(outputs: Any) -> tuple[Variable, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _arrays(function: Callable[..., Any], inputs: Sequence[Any]) -> list[np.ndarray]:
+    variables = [Variable(array, requires_grad=False) for array in inputs]
+    return [output.data for output in _as_tuple(function(*variables))]
+
+
+def _shifted(inputs: Sequence[Any], moved: list[int], direction: list[np.ndarray], step: float) -> list[Any]:
+    shifted = list(inputs)
+    for index, towards in zip(moved, direction, strict=True):
+        shifted[index] = inputs[index] + step * towards
+    return shifted
+
+
+def _weighted_sum(arrays: Sequence[Any], weights: Sequence[Any]) -> float:
+    """Sum of the products, in pairs; a missing partner counts as zero."""
+    pairs = zip(arrays, weights, strict=True)
+    return float(sum((a * w).sum() for a, w in pairs if a is not None and w is not None))

@@ -1,0 +1,95 @@
+"""Python threads over independent parts of one computation; NumPy releases the lock inside each call.
+
+BLAS's own threads meet at the end of every product and spin while they wait. Parts that are large and
+independent (blocks of the vocabulary, rows of the batch) run better with one thread of ours each and BLAS
+held to a single one: elementwise work is shared too, and a busy neighbour costs its share and no more.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+
+from autograd.backend import get_array_module
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+MIN_PARALLEL_PRODUCT = 4_000_000
+"""Multiplications of one product below which a second thread costs more than it brings."""
+
+
+@functools.cache
+def _blas() -> tuple[Any, int]:
+    """NumPy's BLAS as threadpoolctl sees it (or None), and the threads that it was given."""
+    from threadpoolctl import ThreadpoolController
+
+    libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+    numpys = [library for library in libraries if "numpy" in library.filepath]
+    blas = (numpys or libraries or [None])[0]
+    return blas, blas.num_threads if blas is not None else 1
+
+
+def num_threads() -> int:
+    """Threads for one process: as many as BLAS was given (OPENBLAS_NUM_THREADS, or the cores)."""
+    return _blas()[1]
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads(), thread_name_prefix="autograd")
+
+
+@contextmanager
+def _single_threaded_blas() -> Iterator[None]:
+    blas, given = _blas()
+    if blas is not None:
+        blas.set_num_threads(1)  # takes about a microsecond
+    try:
+        yield
+    finally:
+        if blas is not None:
+            blas.set_num_threads(given)
+
+
+def run_parts(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    """[function(part) for part in parts], each in a thread of its own; results in the order of the parts.
+
+    Parts are fixed beforehand and never handed out by who is free first, so the same bits come out
+    however the threads are scheduled. The first part runs in the calling thread.
+    """
+    if len(parts) == 1:
+        return [function(parts[0])]
+    with _single_threaded_blas():
+        others = [_pool().submit(function, part) for part in parts[1:]]
+        first = function(parts[0])
+        return [first] + [other.result() for other in others]
+
+
+def split_range(size: int, pieces: int, multiple: int = 1) -> list[slice]:
+    """At most `pieces` slices that cover range(size) in order, their inner bounds multiples of `multiple`."""
+    units = -(-size // multiple)
+    bounds = [min(round(k * units / pieces) * multiple, size) for k in range(pieces + 1)]
+    slices = [slice(low, high) for low, high in zip(bounds[:-1], bounds[1:], strict=True) if high > low]
+    return slices or [slice(0, size)]
+
+
+def matmul_rows(x: Any, y: Any, out: Any = None) -> Any:
+    """x @ y for matrices, the rows of x shared out among the threads.
+
+    Args:
+        x: (m, k). y: (k, n).
+        out: (m, n) to write into, or None for a new array.
+    """
+    xp = get_array_module(x)
+    if out is None:
+        out = xp.empty((x.shape[0], y.shape[1]), x.dtype)
+    large = xp is np and x.shape[0] * x.shape[1] * y.shape[1] >= MIN_PARALLEL_PRODUCT
+    parts = split_range(x.shape[0], num_threads() if large else 1, multiple=16)
+    run_parts(lambda rows: np.matmul(x[rows], y, out=out[rows]) if large else xp.matmul(x, y, out=out), parts)
+    return out

@@ -1,0 +1,22 @@
+"""An LSTM language model with a tied softmax, its gradients derived by hand.
+
+    >>> import numpy as np
+    >>> from minilstm import LanguageModel, ModelConfig
+    >>> model = LanguageModel(ModelConfig(vocab_size=10, embedding_size=4, hidden_size=8, num_layers=2))
+    >>> text = np.array([[1, 2], [3, 4], [5, 6], [7, 8]])  # (T, B): two streams of four words
+    >>> loss, state = model(text[:-1], text[1:])
+    >>> loss.backward()
+    >>> abs(loss.item() - np.log(10)) < 0.1
+    True
+
+Read `lstm_cell` first, then `lstm`, then `tied_softmax` and `language_model`.
+"""
+
+from minilstm.config import ModelConfig
+from minilstm.dropout import MaskStream
+from minilstm.language_model import LanguageModel, detach
+from minilstm.torch_weights import from_torch_state_dict, to_torch_state_dict
+
+__all__ = [
+    "LanguageModel", "MaskStream", "ModelConfig", "detach", "from_torch_state_dict", "to_torch_state_dict",
+]  # fmt: skip

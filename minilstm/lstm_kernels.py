@@ -1,0 +1,74 @@
+"""The products inside the LSTM's time loop, made fast on a CPU without changing what they compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from autograd.backend import get_array_module
+from autograd.parallel import num_threads, split_range
+
+PANEL_WIDTH = 32
+SMALL_PRODUCT = 1_000_000
+"""OpenBLAS multiplies without first copying its operands when rows · columns · depth is at most this."""
+MAX_ROWS = 24
+"""With more rows the copy pays for itself."""
+MIN_PARALLEL_WORK = 8_000_000
+"""Flops of one step's recurrent product below which a second thread costs more than it brings."""
+
+
+class RecurrentProduct:
+    """h @ W for one W and many small h: the shape of every recurrent step.
+
+    With a handful of rows the time goes into reading W, and a general product reads it three times: once
+    to copy it into its own layout, which is what pays for square matrices. Cut into panels of 32 columns
+    (and of a depth that divides), each product is small enough for BLAS to use W where it lies; partial
+    sums over the depth are added at the end. On other arrays, or with more rows, it is the plain product.
+
+    Args:
+        W: (depth, columns); the transpose of a matrix that lies row by row is used as it lies.
+        rows: of the h that will come.
+    """
+
+    def __init__(self, W: Any, rows: int) -> None:
+        self.columns = W.shape[1]
+        splits = _num_splits(W.shape[0], rows) if get_array_module(W) is np and rows <= MAX_ROWS else None
+        self.panels = None if splits is None else _panels(W, splits)
+        self.W = get_array_module(W).ascontiguousarray(W) if splits is None else None
+
+    def __call__(self, h: Any, out: Any) -> Any:
+        """h @ W, written into `out` (rows, columns)."""
+        if self.panels is None:
+            return get_array_module(h).matmul(h, self.W, out=out)
+        count, splits, depth, width = self.panels.shape
+        pieces = h.reshape(len(h), splits, depth).transpose(1, 0, 2)
+        partial = np.matmul(pieces, self.panels)  # (panels, splits, rows, 32)
+        total = partial[:, 0] if splits == 1 else partial.sum(axis=1)
+        out[...] = total.transpose(1, 0, 2).reshape(len(h), count * width)[:, : self.columns]
+        return out
+
+
+def _num_splits(depth: int, rows: int) -> int | None:
+    """Into how many equal pieces the depth must be cut to keep each product small; None if it can't."""
+    fitting = (s for s in (1, 2, 4) if depth % s == 0 and depth // s * rows * PANEL_WIDTH <= SMALL_PRODUCT)
+    return next(fitting, None)
+
+
+def _panels(W: Any, splits: int) -> Any:
+    """W (depth, columns) as (panels, splits, depth / splits, 32), the last panel padded with zeros."""
+    depth, columns = W.shape
+    count = -(-columns // PANEL_WIDTH)
+    if W.T.flags.c_contiguous and splits == 1:
+        rows = np.zeros((count * PANEL_WIDTH, depth), W.dtype)
+        rows[:columns] = W.T
+        return rows.reshape(count, 1, PANEL_WIDTH, depth).transpose(0, 1, 3, 2)
+    padded = np.zeros((depth, count * PANEL_WIDTH), W.dtype)
+    padded[:, :columns] = W
+    return np.ascontiguousarray(padded.reshape(splits, -1, count, PANEL_WIDTH).transpose(2, 0, 1, 3))
+
+
+def batch_parts(x: Any, B: int, H: int) -> list[slice]:
+    """The rows of the batch that each thread takes through all steps; rows never meet inside an LSTM."""
+    worthwhile = get_array_module(x) is np and 2 * B * 4 * H * H >= MIN_PARALLEL_WORK
+    return split_range(B, num_threads() if worthwhile else 1)
