@@ -134,7 +134,9 @@ class Variable:
             self.grad = get_array_module(self.data).empty_like(self.data)
         return self.grad, unwritten
 
-    if TYPE_CHECKING:  # autograd.functions puts these here: variable.py need not know what functions there are
+    if (
+        TYPE_CHECKING
+    ):  # autograd.functions puts these here: variable.py need not know what functions there are
 
         def __add__(self, other: Any) -> Variable: ...
         def __radd__(self, other: Any) -> Variable: ...
@@ -178,6 +180,7 @@ class Parameter(Variable):
         """Let this parameter live in the given arrays (of its shape); its values are copied there."""
         data[...] = self.data
         self.data, self.grad_buffer, self.grad = data, grad_buffer, None
+        self.node.dtype = data.dtype
 
     def accumulate_grad(self, gradient: Any) -> None:
         if gradient is self.grad:

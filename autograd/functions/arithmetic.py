@@ -19,12 +19,18 @@ def sum_to(gradient: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _operands(x: Any, y: Any) -> tuple[Any, Any]:
-    """A Python number takes the dtype of the other operand, so that float32 * 2.0 stays float32."""
-    if isinstance(x, int | float):
-        x = get_array_module(y.data).asarray(x, dtype=y.dtype)
-    elif isinstance(y, int | float):
-        y = get_array_module(x.data).asarray(y, dtype=x.dtype)
-    return x, y
+    """Numbers and integers take the precision of the other operand, so that float32 * 2 stays float32."""
+    return _in_precision_of(y, x), _in_precision_of(x, y)
+
+
+def _in_precision_of(other: Any, value: Any) -> Any:
+    dtype = getattr(other, "dtype", None)
+    if dtype is None or dtype.kind != "f":
+        return value
+    if isinstance(value, int | float) or getattr(value, "dtype", dtype).kind in "iu":
+        array = value.data if isinstance(value, Variable) else value
+        return get_array_module(array, other.data).asarray(array, dtype=dtype)
+    return value
 
 
 class Add(Function):
@@ -79,7 +85,7 @@ class Negate(Function):
 
 class Power(Function):
     def __init__(self, exponent: float) -> None:
-        self.exponent = exponent
+        self.exponent = float(exponent)  # a NumPy number would make float32 float64
 
     def forward(self, x):
         self.save(x)

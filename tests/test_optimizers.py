@@ -1,0 +1,229 @@
+"""Optimizers against their textbook formulas and against PyTorch; the same bits for any number of threads."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from autograd.errors import InputError
+from train.optimizers import PIECE, SGD, Adam, Optimizer, clip_factor, global_norm
+
+SIZE = 2 * PIECE + 777  # two whole pieces and a part of one
+STEPS = 7
+
+
+def example(dtype=np.float32, size=SIZE):
+    """Parameters and one array of gradients per step, over many orders of magnitude, some exactly 0."""
+    generator = np.random.default_rng(0)
+    parameters = generator.standard_normal(size).astype(dtype)
+    gradients = generator.standard_normal((STEPS, size)) * 10.0 ** generator.integers(-6, 3, size)
+    gradients[:, ::10] = 0
+    return parameters, gradients.astype(dtype)
+
+
+def rate(step):
+    return 0.01 / (step + 1)
+
+
+def textbook_adam(p, gradients, scale, weight_decay=0.0, beta1=0.9, beta2=0.999, epsilon=1e-8):
+    p = p.astype(np.float64)
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(gradients.astype(np.float64) * scale, start=1):
+        lr = rate(t - 1)
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+        p = p * (1 - lr * weight_decay) - lr * m_hat / (np.sqrt(v_hat) + epsilon)
+    return p
+
+
+def textbook_sgd(p, gradients, scale, weight_decay=0.0, momentum=0.0):
+    p = p.astype(np.float64)
+    b = np.zeros_like(p)
+    for step, g in enumerate(gradients.astype(np.float64) * scale):
+        b = momentum * b + g
+        p = p * (1 - rate(step) * weight_decay) - rate(step) * b
+    return p
+
+
+def run(optimizer, gradients, scale=1.0, first=0):
+    for step, g in enumerate(gradients, start=first):
+        optimizer.update(g, rate(step), scale)
+    return optimizer.parameters
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-6), (np.float64, 1e-13)])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("kind", "textbook", "options"),
+    [(Adam, textbook_adam, {}), (Adam, textbook_adam, {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-3}),
+     (SGD, textbook_sgd, {}), (SGD, textbook_sgd, {"momentum": 0.9})],
+)  # fmt: skip
+def test_updates_follow_the_textbook(kind, textbook, options, weight_decay, dtype, tolerance):
+    parameters, gradients = example(dtype)
+    untouched = gradients.copy()
+    scale = 1 / 64  # a power of two, as exact in the textbook as in float32
+    expected = textbook(parameters, gradients, scale, weight_decay, **options)
+    optimizer = kind(parameters, weight_decay=weight_decay, **options)
+    got = run(optimizer, gradients, scale)
+    assert got is parameters
+    assert got.dtype == dtype
+    assert np.abs((got - expected) / np.maximum(1, np.abs(expected))).max() < tolerance
+    assert (gradients == untouched).all()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+@pytest.mark.parametrize("name", ["Adam", "SGD", "momentum"])
+def test_updates_equal_torch(name, weight_decay):
+    torch = pytest.importorskip("torch")
+    parameters, gradients = example()
+    theirs = torch.nn.Parameter(torch.tensor(parameters))
+    ours: Optimizer
+    if name == "Adam":
+        ours, peer = (
+            Adam(parameters, weight_decay=weight_decay),
+            torch.optim.AdamW([theirs], weight_decay=weight_decay),
+        )
+    elif name == "SGD":  # its decay is coupled, which without momentum is the same
+        ours, peer = (
+            SGD(parameters, weight_decay=weight_decay),
+            torch.optim.SGD([theirs], weight_decay=weight_decay),
+        )
+    else:
+        ours, peer = SGD(parameters, momentum=0.9), torch.optim.SGD([theirs], momentum=0.9)
+    for step, g in enumerate(gradients):
+        for group in peer.param_groups:
+            group["lr"] = rate(step)
+        theirs.grad = torch.tensor(g)
+        peer.step()
+        ours.update(g, rate(step))
+    expected = theirs.detach().numpy()
+    assert np.abs((parameters - expected) / np.maximum(1, np.abs(expected))).max() < 1e-6
+
+
+def test_without_a_learning_rate_the_optimizers_own_is_used():
+    optimizer = SGD(np.zeros(2, np.float32), learning_rate=0.5)
+    optimizer.update(np.ones(2, np.float32))
+    assert optimizer.parameters.tolist() == [-0.5, -0.5]
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE, SIZE])
+@pytest.mark.parametrize(("kind", "options"), [(Adam, {}), (SGD, {"momentum": 0.9})])
+def test_the_number_of_threads_changes_no_bit(kind, options, size):
+    results = []
+    for threads in (1, 2, 3, 8):
+        parameters, gradients = example(size=size)
+        results.append(
+            run(kind(parameters, threads=threads, weight_decay=0.1, **options), gradients).tobytes()
+        )
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize(("kind", "options"), [(Adam, {}), (SGD, {}), (SGD, {"momentum": 0.9})])
+def test_a_resumed_optimizer_goes_on_with_equal_bits(kind, options):
+    parameters, gradients = example()
+    undisturbed = run(kind(parameters.copy(), **options), gradients)
+    first = kind(parameters.copy(), **options)
+    run(first, gradients[:3])
+    second = kind(first.parameters.copy(), **options)
+    second.load_state({name: np.copy(value) for name, value in first.state().items()})
+    assert second.t == 3
+    assert run(second, gradients[3:], first=3).tobytes() == undisturbed.tobytes()
+
+
+def test_a_state_that_does_not_fit_is_refused_and_nothing_is_loaded():
+    adam = Adam(np.zeros(4, np.float32))
+    with pytest.raises(InputError, match="expected m, t, v; got b, t"):
+        adam.load_state(SGD(np.zeros(4, np.float32), momentum=0.9).state())
+    other = Adam(np.zeros(4, np.float32)).state()
+    with pytest.raises(InputError, match=r"expected v of shape \(4,\), got \(5,\)"):
+        adam.load_state({**other, "m": np.ones(4), "v": np.ones(5), "t": 9})
+    assert adam.t == 0
+    assert not adam.m.any()
+
+
+def test_an_update_needs_no_memory_of_the_parameters_size():
+    size = 64 * PIECE
+    optimizer = Adam(np.ones(size, np.float32), threads=2)
+    gradients = np.ones(size, np.float32)
+    optimizer.update(gradients)
+    tracemalloc.start()
+    optimizer.update(gradients)
+    global_norm(gradients)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size * 4 / 10
+
+
+def test_an_error_in_a_thread_is_not_swallowed(monkeypatch):
+    optimizer = SGD(np.zeros(4 * PIECE, np.float32), threads=2)
+
+    def broken(piece, scratch):
+        if piece.start >= 2 * PIECE:  # the second thread's share
+            raise RuntimeError("planted")
+
+    monkeypatch.setattr(optimizer, "_piece_updater", lambda *_: broken)
+    with pytest.raises(RuntimeError, match="planted"):
+        optimizer.update(np.zeros(4 * PIECE, np.float32))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-6), (np.float64, 1e-14)])
+@pytest.mark.parametrize("size", [0, 1, 8192, SIZE])
+def test_global_norm(size, dtype, tolerance):
+    _, gradients = example(dtype, size)
+    expected = np.sqrt((gradients[0].astype(np.float64) ** 2).sum())
+    norms = {global_norm(gradients[0], threads) for threads in (1, 2, 3)}
+    assert len(norms) == 1
+    assert norms.pop() == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+def test_the_norm_of_what_is_not_finite_is_not_finite(bad):
+    flat = np.zeros(SIZE, np.float32)
+    flat[-1] = bad
+    assert not np.isfinite(global_norm(flat))
+
+
+def test_clip_factor():
+    assert clip_factor(2.0, 0.5) == 0.25
+    assert clip_factor(0.5, 0.5) == clip_factor(0.0, 0.5) == 1.0
+    assert clip_factor(1e9, None) == clip_factor(1e9, 0.0) == 1.0
+
+
+def test_a_clipped_update_is_torchs():
+    torch = pytest.importorskip("torch")
+    parameters, gradients = example()
+    theirs = torch.nn.Parameter(torch.tensor(parameters))
+    theirs.grad = torch.tensor(gradients[0])
+    norm = torch.nn.utils.clip_grad_norm_([theirs], 0.25)
+    torch.optim.SGD([theirs], lr=1.0).step()
+    ours = SGD(parameters, learning_rate=1.0)
+    assert global_norm(gradients[0]) == pytest.approx(float(norm), rel=1e-5)  # torch sums in float32
+    ours.update(gradients[0], scale=clip_factor(global_norm(gradients[0]), 0.25))
+    assert np.abs(parameters - theirs.detach().numpy()).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Adam(np.zeros((2, 2), np.float32)), "one flat"),
+        (lambda: Adam(np.zeros(2, np.float16)), "float16"),
+        (lambda: Adam(np.zeros(2, np.float32), learning_rate=-1.0), "learning_rate"),
+        (lambda: Adam(np.zeros(2, np.float32), beta1=1.0), "beta1"),
+        (lambda: Adam(np.zeros(2, np.float32), beta2=-0.1), "beta2"),
+        (lambda: Adam(np.zeros(2, np.float32), epsilon=0.0), "epsilon"),
+        (lambda: SGD(np.zeros(2, np.float32), momentum=1.0), "momentum"),
+        (lambda: SGD(np.zeros(2, np.float32), weight_decay=-1.0), "weight_decay"),
+        (
+            lambda: SGD(np.zeros(2, np.float32)).update(np.zeros(3, np.float32)),
+            "gradients like the parameters",
+        ),
+        (
+            lambda: SGD(np.zeros(2, np.float32)).update(np.zeros(2, np.float64)),
+            "gradients like the parameters",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_an_input_error(make, message):
+    with pytest.raises(InputError, match=message):
+        make()

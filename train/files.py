@@ -1,0 +1,140 @@
+"""Files that are either whole or absent: atomic writes and exclusive locks.
+
+A reader never sees half a file. What is being written lies beside its target under a temporary name that
+holds the writer's host and process id, so that the next writer can tell a dead process's leftovers from a
+living one's work.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from autograd.errors import InputError
+
+_SUFFIX = ".tmp"
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Write `path` whole or not at all: yields a temporary path in the same folder to write to.
+
+    When the block ends well, the temporary file is synced to the disk and renamed to `path`, and the folder
+    is synced so that the new name outlives a power cut. When it raises, the temporary file is removed and
+    `path` is as it was. The folder must exist. Leftovers of killed processes for the same `path` are removed
+    first.
+    """
+    path = Path(path)
+    remove_stale_temporaries(path)
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}{_SUFFIX}")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def remove_stale_temporaries(path: str | os.PathLike) -> None:
+    """Remove temporary files of `path` whose writer ran on this host and lives no more."""
+    path = Path(path)
+    prefix = f".{path.name}.{_host()}."
+    for entry in list(path.parent.iterdir()):
+        if entry.name.startswith(prefix) and entry.name.endswith(_SUFFIX):
+            pid = entry.name[len(prefix) : -len(_SUFFIX)]
+            if pid.isdecimal() and not _is_alive(int(pid)):
+                entry.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: str | os.PathLike) -> Iterator[None]:
+    """Hold `path`.lock against other processes; the kernel lets go of it when this process dies, however it
+    dies.
+
+    Raises:
+        InputError: another process holds the lock.
+    """
+    lock_path = Path(f"{os.fspath(path)}.lock")
+    descriptor = _acquire(lock_path)
+    try:
+        yield
+    finally:
+        lock_path.unlink(missing_ok=True)  # still held: nobody can have locked this name in between
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def made_folder(path: str | os.PathLike) -> Iterator[None]:
+    """Make the folder and those above it; when the block raises, remove those made, as far as empty."""
+    path = Path(path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty: part of a download lies in it
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+def require_room(folder: str | os.PathLike, num_bytes: int) -> None:
+    """Raise an InputError unless the disk of `folder` has room for `num_bytes` more.
+
+    To be asked before HDF5 writes: on a full disk it can end the process when the file is closed.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise InputError(
+            f"{folder}: expected {num_bytes / 1e6:,.0f} MB of free disk, got {free / 1e6:,.0f} MB; "
+            f"make room or choose a folder on another disk"
+        )
+
+
+def _acquire(lock_path: Path) -> int:
+    while True:
+        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InputError(
+                f"{lock_path}: another process is writing {lock_path.stem}; wait until it has ended"
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # The holder before may have unlinked the name between our open and our lock: then we hold a lock on
+        # nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(lock_path)):
+                return descriptor
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    """Force a file's contents, or a folder's names, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _host() -> str:
+    return socket.gethostname().replace("/", "_") or "localhost"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,243 @@
+"""Optimizers over the flat buffer of all parameters, in place.
+
+A whole-array expression streams the parameters, gradients and moments through memory once for every operation
+in it. Here the arrays are walked in pieces that stay in the cache while all operations are done on them; the
+pieces are dealt out to a few threads, NumPy being free of the interpreter's lock. Where a piece begins does
+not depend on the number of threads, so neither do the results, to the bit.
+
+The learning rate comes from a schedule (train/schedules.py) and clipping as a factor on the gradients, both
+with each update, so that an optimizer holds nothing but its moments and the count of updates made.
+"""
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from autograd.errors import InputError
+from autograd.parallel import num_threads, run_parts, split_range
+
+PIECE = 1 << 16  # elements: with moments and scratch about 1.5 MB, within a core's cache
+_DOT = 1 << 13  # elements of one dot product: shorter than BLAS would split among threads of its own
+
+State = dict[str, Any]
+
+
+class Optimizer(ABC):
+    """Updates `parameters`, a flat array, in place.
+
+    Args:
+        parameters: 1-D, float32 or float64; the buffer that the model computes with.
+        learning_rate: used by updates that are not given one.
+        weight_decay: decoupled (Loshchilov and Hutter, arXiv 1711.05101): before each update the parameters
+            shrink by the factor 1 - learning rate · weight_decay, whatever the gradients.
+        threads: how many share the work; by default as many as BLAS uses.
+    """
+
+    def __init__(
+        self,
+        parameters: np.ndarray,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        threads: int | None = None,
+    ):
+        if parameters.ndim != 1 or parameters.dtype not in (np.float32, np.float64):
+            raise InputError(
+                "optimizer: expected one flat float32 or float64 array, "
+                f"got {parameters.ndim}-D {parameters.dtype}"
+            )
+        _require("learning_rate", learning_rate, 0 <= learning_rate < math.inf, "a number ≥ 0")
+        _require("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "a number ≥ 0")
+        self.parameters = parameters
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.threads = threads or num_threads()
+        self.t = 0  # updates made
+
+    def update(self, gradients: np.ndarray, learning_rate: float | None = None, scale: float = 1.0) -> None:
+        """One update from `gradients` · `scale`; the gradients themselves are left as they are.
+
+        Args:
+            gradients: of the shape and type of the parameters.
+            learning_rate: for this update.
+            scale: multiplies the gradients, as `clip_factor` gives it; must be finite.
+        """
+        if gradients.shape != self.parameters.shape or gradients.dtype != self.parameters.dtype:
+            raise InputError(
+                "update: expected gradients like the parameters, "
+                f"{self.parameters.shape} {self.parameters.dtype}; got {gradients.shape} {gradients.dtype}"
+            )
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        self.t += 1
+        shrink = 1 - rate * self.weight_decay
+        update_piece = self._piece_updater(gradients, rate, scale)
+
+        def work(share: slice) -> None:
+            scratch = np.empty(min(PIECE, share.stop - share.start), self.parameters.dtype)
+            for first in range(share.start, share.stop, PIECE):
+                piece = slice(first, min(first + PIECE, share.stop))
+                if shrink != 1:
+                    self.parameters[piece] *= shrink
+                update_piece(piece, scratch[: piece.stop - first])
+
+        run_parts(work, split_range(self.parameters.size, self.threads, PIECE))
+
+    @abstractmethod
+    def _piece_updater(
+        self, gradients: np.ndarray, rate: float, scale: float
+    ) -> Callable[[slice, np.ndarray], None]:
+        """What updates one piece of parameters and moments, given scratch memory of the piece's length."""
+
+    def _moments(self) -> dict[str, np.ndarray]:
+        """The arrays that go on from update to update, by name, each like the parameters."""
+        return {}
+
+    def state(self) -> State:
+        """All that a checkpoint needs: `t` and the moments; its own arrays, not copies."""
+        return {"t": self.t, **self._moments()}
+
+    def load_state(self, state: State) -> None:
+        """Go on from what `state` returned.
+
+        Raises:
+            InputError: it is another optimizer's, or of another number of parameters.
+        """
+        own = self.state()
+        if state.keys() != own.keys():
+            raise InputError(
+                f"optimizer state: expected {', '.join(sorted(own))}; got {', '.join(sorted(state))}"
+            )
+        for name, moment in self._moments().items():
+            shape = np.shape(state[name])
+            if shape != moment.shape:
+                raise InputError(f"optimizer state: expected {name} of shape {moment.shape}, got {shape}")
+        for name, moment in self._moments().items():
+            moment[...] = state[name]
+        self.t = int(state["t"])
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: p ← p - lr·b, where b = g, or b ← momentum·b + g (Polyak 1964)."""
+
+    def __init__(
+        self,
+        parameters: np.ndarray,
+        learning_rate: float = 1.0,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        threads: int | None = None,
+    ):
+        super().__init__(parameters, learning_rate, weight_decay, threads)
+        _require("momentum", momentum, 0 <= momentum < 1, "within [0, 1)")
+        self.momentum = momentum
+        self.b = np.zeros_like(parameters) if momentum else None
+
+    def _piece_updater(self, gradients, rate, scale):
+        def update_piece(piece: slice, scratch: np.ndarray) -> None:
+            if self.b is None:
+                np.multiply(gradients[piece], rate * scale, out=scratch)
+            else:
+                b = self.b[piece]
+                b *= self.momentum
+                np.multiply(gradients[piece], scale, out=scratch)
+                b += scratch
+                np.multiply(b, rate, out=scratch)
+            self.parameters[piece] -= scratch
+
+        return update_piece
+
+    def _moments(self) -> dict[str, np.ndarray]:
+        return {} if self.b is None else {"b": self.b}
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba, arXiv 1412.6980), as in `torch.optim.Adam`; with weight decay as in its `AdamW`.
+
+    m ← β₁·m + (1 - β₁)·g        v ← β₂·v + (1 - β₂)·g²
+    p ← p - lr · m̂ / (√v̂ + ε),   m̂ = m / (1 - β₁ᵗ),  v̂ = v / (1 - β₂ᵗ)
+    """
+
+    def __init__(
+        self,
+        parameters: np.ndarray,
+        learning_rate: float = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+        threads: int | None = None,
+    ):
+        super().__init__(parameters, learning_rate, weight_decay, threads)
+        _require("beta1", beta1, 0 <= beta1 < 1, "within [0, 1)")
+        _require("beta2", beta2, 0 <= beta2 < 1, "within [0, 1)")
+        _require("epsilon", epsilon, 0 < epsilon < math.inf, "a number > 0")
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+        self.m = np.zeros_like(parameters)
+        self.v = np.zeros_like(parameters)
+
+    def _piece_updater(self, gradients, rate, scale):
+        # m̂ / (√v̂ + ε) = (correction / (1 - β₁ᵗ)) · m / (√v + ε·correction) with correction = √(1 - β₂ᵗ): the
+        # corrections, (1 - β) and the scale act on numbers, not on arrays.
+        correction = math.sqrt(1 - self.beta2**self.t)
+        epsilon = self.epsilon * correction
+        step_size = rate * correction / (1 - self.beta1**self.t)
+        weight1 = scale * (1 - self.beta1)
+        weight2 = scale * math.sqrt(1 - self.beta2)
+
+        def update_piece(piece: slice, scratch: np.ndarray) -> None:
+            g, m, v = gradients[piece], self.m[piece], self.v[piece]
+            m *= self.beta1
+            np.multiply(g, weight1, out=scratch)
+            m += scratch
+            v *= self.beta2
+            np.multiply(g, weight2, out=scratch)
+            scratch *= scratch
+            v += scratch
+            np.sqrt(v, out=scratch)
+            scratch += epsilon
+            np.divide(m, scratch, out=scratch)
+            scratch *= step_size
+            self.parameters[piece] -= scratch
+
+        return update_piece
+
+    def _moments(self) -> dict[str, np.ndarray]:
+        return {"m": self.m, "v": self.v}
+
+
+def global_norm(flat: np.ndarray, threads: int | None = None) -> float:
+    """√(Σ flat²), rows of squares summed by BLAS, their sums exactly: equal bits for any number of threads.
+
+    Not finite when any element is not, or when a float32 square overflows (an element beyond 1.8e19).
+    """
+    shares = split_range(flat.size, threads or num_threads(), _DOT)
+    sums = run_parts(lambda share: _sums_of_squares(flat[share]), shares)
+    return math.sqrt(math.fsum(itertools.chain.from_iterable(sums)))
+
+
+def _sums_of_squares(flat: np.ndarray) -> list[float]:
+    """The sums of squares of rows of _DOT elements and of the rest, in two calls that hold no lock."""
+    whole = flat.size // _DOT * _DOT
+    rows = flat[:whole].reshape(-1, 1, _DOT)
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the norm
+        return [
+            *np.matmul(rows, rows.transpose(0, 2, 1)).ravel().tolist(),
+            float(np.dot(flat[whole:], flat[whole:])),
+        ]
+
+
+def clip_factor(norm: float, max_norm: float | None) -> float:
+    """The factor on gradients that brings their global norm to `max_norm` (Pascanu et al., arXiv 1211.5063).
+
+    1 where the norm is no larger anyway, or `max_norm` is 0 or None: no clipping. The norm must be finite:
+    with one that is not, the update is to be skipped.
+    """
+    return 1.0 if not max_norm or norm <= max_norm else max_norm / norm
+
+
+def _require(name: str, value: float, holds: bool, expected: str) -> None:
+    if not holds:
+        raise InputError(f"{name}: expected {expected}, got {value}")
