@@ -1,0 +1,214 @@
+"""The reading side of a prepared data set: a vocabulary and three streams of token ids in one HDF5 file.
+
+`train/prepare.py` writes such files. Layout, version 1:
+
+    attributes   format = "minilstm-tokens", version, recipe (JSON), sources (JSON list of name, bytes,
+    sha256),
+                 outside_vocabulary (JSON: per split, tokens that became <unk>), complete = True (written
+                 last)
+    train, valid, test   int32, 1-D, chunked: token ids, every line ended by <eos>
+    vocabulary           UTF-8 strings (V,) by falling frequency in the train split, ties by first appearance
+    counts               int64 (V,): how often each word stands in the train split
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autograd.errors import InputError
+
+if TYPE_CHECKING:
+    import h5py
+
+FORMAT = "minilstm-tokens"
+VERSION = 1
+SPLITS = ("train", "valid", "test")
+UNK = "<unk>"
+EOS = "<eos>"
+
+_SCAN = 1 << 20  # tokens read at a time when a file is checked
+
+
+class Vocabulary:
+    """Words and their ids; id 0 is the most frequent word.
+
+    Raises:
+        InputError: a word stands twice, or `<unk>` or `<eos>` is missing.
+    """
+
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
+        self._ids = {word: index for index, word in enumerate(words)}
+        if len(self._ids) != len(words):
+            raise InputError(f"vocabulary: expected {len(words)} different words, got {len(self._ids)}")
+        for word in (UNK, EOS):
+            if word not in self._ids:
+                raise InputError(
+                    f"vocabulary: expected the word {word}, which is missing among {len(words)} words"
+                )
+        self.unk_id = self._ids[UNK]
+        self.eos_id = self._ids[EOS]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def id_of(self, word: str) -> int | None:
+        """The id of `word`, None when it is not in the vocabulary."""
+        return self._ids.get(word)
+
+    def encode(self, words: list[str]) -> tuple[np.ndarray, list[str]]:
+        """Ids of `words`, int32 (len(words),), and those of the words that are unknown and became `<unk>`."""
+        ids = np.array([self._ids.get(word, self.unk_id) for word in words], dtype=np.int32)
+        return ids, [word for word in words if word not in self._ids]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the words in their order: equal exactly when every id means the same word."""
+        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+
+
+class Corpus:
+    """A prepared data set, open for reading; `open_corpus` makes it. Usable as a context manager."""
+
+    def __init__(self, path: Path, file: "h5py.File") -> None:
+        self.path = path
+        self._file = file
+        self.recipe: dict[str, Any] = json.loads(file.attrs["recipe"])
+        self.sources: list[dict[str, Any]] = json.loads(file.attrs["sources"])
+        self.outside_vocabulary: dict[str, int] = json.loads(file.attrs["outside_vocabulary"])
+        self.vocabulary = Vocabulary([word.decode() for word in file["vocabulary"][:]])
+        self.counts: np.ndarray = file["counts"][:]
+        self.fingerprint = self.vocabulary.fingerprint()
+
+    def tokens(self, split: str) -> "h5py.Dataset":
+        """The ids of a split as a data set on disk, int32 (N,), to be sliced."""
+        if split not in SPLITS:
+            raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+        return self._file[split]
+
+    def num_tokens(self, split: str) -> int:
+        """How many tokens the split holds, `<eos>` counted."""
+        return self.tokens(split).shape[0]
+
+    def read(self, split: str, start: int, stop: int) -> np.ndarray:
+        """Ids `start` to `stop` (exclusive) of a split in memory, int32 (stop - start,)."""
+        tokens = self.tokens(split)
+        if not 0 <= start <= stop <= tokens.shape[0]:
+            raise InputError(
+                f"{split}: expected 0 <= start <= stop <= {tokens.shape[0]}, got {start} and {stop}"
+            )
+        return tokens[start:stop]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "Corpus":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_corpus(path: str | os.PathLike) -> Corpus:
+    """Open a prepared data set and check all of it, every token id included, in constant memory.
+
+    Raises:
+        InputError: the file is missing, empty, not HDF5, of another format or a newer version, unfinished, or
+            holds ids outside its vocabulary.
+    """
+    path = Path(path)
+    file = open_tokens_file(path)
+    try:
+        _check_datasets(file)
+        corpus = Corpus(path, file)
+        if len(corpus.counts) != len(corpus.vocabulary):
+            raise InputError(f"it holds {len(corpus.vocabulary)} words but {len(corpus.counts)} counts")
+        for split in SPLITS:
+            _check_ids(split, file[split], len(corpus.vocabulary))
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # of HDF5, JSON and the checks
+        file.close()
+        raise _damaged(path, str(error)) from None
+    return corpus
+
+
+def open_tokens_file(path: Path) -> "h5py.File":
+    """Open `path` after a look at its attributes alone: is it a finished file of a known version?
+
+    Raises:
+        InputError: it is not.
+    """
+    import h5py
+
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "nothing"
+        raise InputError(
+            f"{path}: expected a prepared data set, found {what}; "
+            f"make one: python -m train.prepare SOURCE --out {path}"
+        )
+    if path.stat().st_size == 0:
+        raise _damaged(path, "it is empty")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        reason = "it is not HDF5" if not h5py.is_hdf5(path) else str(error)
+        raise _damaged(path, reason) from None
+    reason = _foreign(file)
+    if reason:
+        file.close()
+        raise _damaged(path, reason)
+    return file
+
+
+def _foreign(file: "h5py.File") -> str:
+    """Why this HDF5 file cannot be read as a data set; the empty string when it can."""
+    attributes = file.attrs
+    if attributes.get("format") != FORMAT:
+        return f"its format is {attributes.get('format')!r}, not {FORMAT!r}"
+    version = attributes.get("version")
+    if not isinstance(version, (int, np.integer)) or not 1 <= version <= VERSION:
+        return f"its version is {version}, and this program reads up to {VERSION}"
+    missing = [
+        name for name in ("recipe", "sources", "outside_vocabulary", "complete") if name not in attributes
+    ]
+    missing += [name for name in (*SPLITS, "vocabulary", "counts") if name not in file]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    if not attributes["complete"]:
+        return "it was never finished"
+    return ""
+
+
+def _check_datasets(file: "h5py.File") -> None:
+    """Shapes and kinds of the data sets, before anything is read from them."""
+    for name in (*SPLITS, "counts"):
+        dataset = file[name]
+        expected = np.dtype(np.int64 if name == "counts" else np.int32)
+        if dataset.ndim != 1 or dataset.dtype != expected or dataset.shape[0] == 0:
+            raise InputError(
+                f"its {name} is {dataset.dtype} {dataset.shape}, which should be {expected} (N,) with N > 0"
+            )
+    if file["vocabulary"].ndim != 1 or file["vocabulary"].dtype.kind != "O":
+        raise InputError("its vocabulary is not a list of strings")
+
+
+def _check_ids(split: str, tokens: "h5py.Dataset", vocab_size: int) -> None:
+    for start in range(0, tokens.shape[0], _SCAN):
+        block = tokens[start : start + _SCAN]
+        outside = np.flatnonzero((block < 0) | (block >= vocab_size))
+        if len(outside):
+            where = outside[0]
+            raise InputError(
+                f"{split}[{start + where}] is {block[where]}, outside the vocabulary's ids 0 to "
+                f"{vocab_size - 1}"
+            )
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    reason = " ".join(reason.split())
+    return InputError(
+        f"{path}: expected a prepared data set, but {reason}; "
+        f"make it anew: python -m train.prepare SOURCE --out {path} --force"
+    )
