@@ -1,0 +1,261 @@
+"""A run's configuration: TrainConfig beside the model's knobs, from presets, TOML files and flags.
+
+Keys of [model] are the fields of `minilstm.ModelConfig`, keys of [train] those of `TrainConfig`, and no name
+is in both. Values come in layers (a preset, a file, flags), each checked where it enters, so that a message
+can name the place. `train/flags.py` stacks the layers that a command line asks for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+from autograd.errors import InputError
+from train.checked_types import (
+    AboveZero,
+    AtLeastZero,
+    Count,
+    CountOrOff,
+    Fraction,
+    NonEmpty,
+    Sections,
+    Seed,
+    checked,
+)
+
+if TYPE_CHECKING:
+    from minilstm.config import ModelConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SECTIONS = ("model", "train")
+PRESETS = Path(__file__).parent / "presets"
+DEFAULT_PRESET = "wt103"
+MAX_VOCAB_SIZE = 2**31 - 1  # token ids are int32
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run goes; one line a knob, its unit and what 0 means beside it.
+
+    Sizes are of the whole run, over all ranks. Integers are taken for floats; nothing else is converted.
+
+    Raises:
+        InputError: a value of another type or out of its range; the message names the knob.
+    """
+
+    data: NonEmpty = "python-docs"  # name of a prepared dataset, or a path to text or to a tokens.h5
+    preset: NonEmpty = DEFAULT_PRESET  # what the run started from; for the record
+
+    batch_size: Count = 20  # rows of the batch, over all ranks
+    window: Count = 35  # T: time steps that the gradient goes back through
+    epochs: Count = 1  # passes over the training split
+    max_steps: CountOrOff = 0  # updates after which the run ends; 0: the epochs decide
+    max_tokens: CountOrOff = 0  # training tokens after which the run ends; 0: the epochs decide
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: AboveZero = 1e-3  # peak, after the warm-up
+    beta1: Fraction = 0.9  # Adam: decay of the mean of the gradients
+    beta2: Fraction = 0.999  # Adam: decay of the mean of their squares
+    epsilon: AboveZero = 1e-8  # Adam: keeps the denominator off 0
+    momentum: Fraction = 0.0  # SGD: heavy-ball momentum
+    weight_decay: AtLeastZero = 0.0  # decoupled: W ← W − learning rate · weight_decay · W
+    clip_norm: AtLeastZero = 0.25  # ceiling of the gradient's global norm; 0: no clipping
+
+    schedule: Literal["fixed", "step", "exponential", "cosine", "inverse_sqrt"] = "fixed"
+    warmup_steps: CountOrOff = 0  # updates of linear warm-up from 0 to learning_rate
+    decay_steps: CountOrOff = 0  # step, exponential: updates per decay; cosine: to its end; 0: the whole run
+    decay_factor: AboveZero = 0.5  # step, exponential: learning rate × this every decay_steps
+    final_learning_rate: AtLeastZero = 0.0  # cosine: where it ends
+
+    evaluate_every: CountOrOff = 0  # updates between validations; 0: after every epoch
+    evaluation_batch_size: Count = 10  # rows scored at a time, over all ranks: for speed only
+    evaluation_window: Count = 70  # time steps scored at a time
+    log_every: Count = 10  # updates per row of metrics.jsonl and refresh of the display
+    save_every: CountOrOff = 0  # updates between checkpoints; 0: whenever the run validates
+
+    seed: Seed = 0  # of the initial weights and of every dropout mask
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["float32", "mixed"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name, kind in field_kinds(TrainConfig).items():
+            object.__setattr__(self, name, checked(f"train: {name}", getattr(self, name), kind))
+        if self.schedule == "step" and self.decay_steps == 0:
+            raise InputError("train: decay_steps must be at least 1 with schedule 'step'; got 0")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What makes a run: every knob of the model, and how it is trained.
+
+    Args:
+        model: fields of `minilstm.ModelConfig`; those left out take their defaults. Only `vocab_size` may
+            stay unset, until the data is known.
+        train: the rest.
+
+    Raises:
+        InputError: an unknown knob of the model, or a value that `ModelConfig` refuses.
+    """
+
+    model: dict[str, Any]
+    train: TrainConfig
+
+    def __post_init__(self) -> None:
+        config_class = _model_config_class()
+        knobs = _checked_section("model", self.model, "model")
+        # Refused now, not after the data has been prepared; the largest vocabulary stands in while unknown.
+        model = dataclasses.asdict(config_class(**{"vocab_size": MAX_VOCAB_SIZE, **knobs}))
+        if "vocab_size" not in self.model:
+            del model["vocab_size"]
+        object.__setattr__(self, "model", model)
+
+    def model_config(self, vocab_size: int | None = None) -> ModelConfig:
+        """The model's configuration for data with `vocab_size` words, or with the configured number of them.
+
+        Raises:
+            InputError: neither is known, or they differ.
+        """
+        configured = self.model.get("vocab_size", vocab_size)
+        if configured is None:
+            raise InputError("model: vocab_size is unknown; give data, or --set vocab_size=N")
+        if vocab_size not in (None, configured):
+            raise InputError(
+                f"model: vocab_size is {configured} as configured, but the data has {vocab_size} words; "
+                "leave vocab_size out, or give the data that it was set for"
+            )
+        return _model_config_class()(**{**self.model, "vocab_size": configured})
+
+    def with_vocab_size(self, vocab_size: int) -> RunConfig:
+        """The same configuration, with the vocabulary's size filled in; raises as `model_config` does."""
+        return dataclasses.replace(self, model=dataclasses.asdict(self.model_config(vocab_size)))
+
+    def to_dict(self) -> Sections:
+        """{"model": {…}, "train": {…}}: plain values for JSON and TOML; `from_dict` is its inverse."""
+        return {"model": dict(self.model), "train": dataclasses.asdict(self.train)}
+
+    @staticmethod
+    def from_dict(sections: Sections, where: str = "configuration") -> RunConfig:
+        """A configuration from its sections; InputError, naming `where`, for unknown keys, wrong values."""
+        return run_config_of(checked_sections(sections, where))
+
+
+def to_toml(run_config: RunConfig) -> str:
+    """The whole configuration as TOML that `--config` and `load_run_config` read back to an equal one."""
+    lines = ["# Every knob of this run; `--config` with this file starts another like it."]
+    for section, values in run_config.to_dict().items():
+        lines += ["", f"[{section}]"] + [f"{key} = {_toml_value(value)}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def load_run_config(path: str | Path) -> RunConfig:
+    """The configuration in a TOML file, a run folder's config.toml say; keys left out take their defaults.
+
+    Raises:
+        InputError: no such file, not TOML, an unknown key or a wrong value.
+    """
+    return run_config_of(read_config_file(path))
+
+
+def read_config_file(path: str | Path) -> Sections:
+    """The sections of a TOML file, checked, with nothing filled in; raises as `load_run_config` does."""
+    try:
+        sections = tomllib.loads(Path(path).read_bytes().decode("utf-8"))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{path}: cannot be read ({reason}); expected a TOML file") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not a TOML file: {error}".replace("\n", " ")) from None
+    return checked_sections(sections, str(path))
+
+
+def preset_names() -> list[str]:
+    """Names that `--preset` takes, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_preset(name: str) -> Sections:
+    """The sections of a preset; InputError for an unknown name, with the nearest known one."""
+    if name not in preset_names():
+        raise InputError(f"unknown preset {name!r}; {_nearest('preset', name, preset_names())}")
+    return read_config_file(PRESETS / f"{name}.toml")
+
+
+def checked_sections(sections: dict[str, Any], where: str) -> Sections:
+    """Both sections, with every key known and every value of its type and range; InputError else."""
+    for name, values in sections.items():
+        if name not in SECTIONS:
+            if not isinstance(values, dict):
+                raise InputError(f"{where}: {name} stands outside [model] and [train]; move it into one")
+            raise InputError(f"{where}: unknown section [{name}]; expected [model] or [train]")
+        if not isinstance(values, dict):
+            raise InputError(f"{where}: {name} must be a section of keys; got {values!r}")
+    return {name: _checked_section(name, sections.get(name, {}), where) for name in SECTIONS}
+
+
+def sections_of(values: Iterable[tuple[str, Any]], where: str) -> Sections:
+    """Bare keys sorted into [model] and [train], checked; later ones win; InputError for an unknown key."""
+    sections: Sections = {name: {} for name in SECTIONS}
+    for key, value in values:
+        section = next((name for name in sections if key in _section_kinds(name)), None)
+        if section is None:
+            known = [*_section_kinds("model"), *_section_kinds("train")]
+            raise InputError(f"{where}: unknown key {key!r}; {_nearest('key', key, known)}")
+        sections[section][key] = value
+    return checked_sections(sections, where)
+
+
+def run_config_of(*layers: Sections) -> RunConfig:
+    """Checked layers laid over the defaults; later ones win."""
+    model, train = {}, {}
+    for layer in layers:
+        model.update(layer["model"])
+        train.update(layer["train"])
+    return RunConfig(model, TrainConfig(**train))
+
+
+def _checked_section(section: str, values: dict[str, Any], where: str) -> dict[str, Any]:
+    kinds = _section_kinds(section)
+    for key in values:
+        if key not in kinds:
+            raise InputError(f"{where}: unknown key {key!r} in [{section}]; {_nearest('key', key, kinds)}")
+    return {key: checked(f"{where}: {key}", value, kinds[key]) for key, value in values.items()}
+
+
+def _section_kinds(section: str) -> dict[str, Any]:
+    config_class: type = _model_config_class() if section == "model" else TrainConfig
+    return field_kinds(config_class)
+
+
+@cache
+def field_kinds(config_class: type) -> dict[str, Any]:
+    """The type of each field, with what `Annotated` adds to it."""
+    hints = get_type_hints(config_class, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
+
+
+def _model_config_class() -> type[ModelConfig]:
+    from minilstm.config import ModelConfig  # here, not above: the flags and --help need no model
+
+    return ModelConfig
+
+
+def _nearest(what: str, name: str, known: Iterable[str]) -> str:
+    return f"the nearest known {what} is {difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]!r}"
+
+
+def _toml_value(value: bool | int | float | str) -> str:
+    if isinstance(value, str):
+        # TOML's texts are JSON's, but for DEL, which TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,135 @@
+"""The command line of a training run: its flags, and the configuration that they ask for.
+
+Later layers win: preset < --config file < --set < dedicated flag. With --resume, the configuration that the
+run was started with stands in the preset's place: the command that started it goes on with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from autograd.errors import InputError
+from train.checked_types import Sections, choices_of, plain_type
+from train.config import (
+    DEFAULT_PRESET,
+    RunConfig,
+    TrainConfig,
+    field_kinds,
+    load_preset,
+    preset_names,
+    read_config_file,
+    run_config_of,
+    sections_of,
+    tomllib,
+)
+
+# Fields of TrainConfig that are changed so often that each has its own flag; --set reaches all the others.
+_FLAG_HELP = {
+    "data": "dataset (python-docs, wikitext-2, wikitext-103), or a path to text or to a prepared .h5 file",
+    "seed": "of the initial weights and of every dropout mask",
+    "max_steps": "end after this many updates; 0: the epochs decide",
+    "max_tokens": "end after this many training tokens; 0: the epochs decide",
+    "device": "where arrays live",
+    "precision": "float32, or float16 with float32 master weights",
+}
+
+
+def argument_parser(prog: str = "python -m train.wt103") -> argparse.ArgumentParser:
+    """The parser of the flags that stay; a command may add its own before it calls `config_from_args`."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Train the tied LSTM language model, on one process or under mpirun on many.",
+        epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    presets = f"{', '.join(preset_names())} (default: {DEFAULT_PRESET})"
+    parser.add_argument("--preset", metavar="NAME", help=presets)
+    parser.add_argument("--config", metavar="FILE.toml", type=Path, help="knobs over the preset's")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="one knob; repeatable"
+    )
+    kinds = field_kinds(TrainConfig)
+    for name, text in _FLAG_HELP.items():
+        choices = choices_of(kinds[name])
+        metavar = None if choices else "N" if plain_type(kinds[name]) is int else "NAME"
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, help=text, type=plain_type(kinds[name]), choices=choices, metavar=metavar)
+    parser.add_argument(
+        "--run-dir", metavar="RUN", type=Path, help="folder of the run (default: runs/DATA-PRESET)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in --run-dir")
+    parser.add_argument("--dry-run", action="store_true", help="print the model, its size and memory; stop")
+    return parser
+
+
+def config_from_args(
+    argv: list[str] | None = None, parser: argparse.ArgumentParser | None = None
+) -> tuple[RunConfig, argparse.Namespace]:
+    """The configuration that a command line asks for, and the parsed flags; `run_dir` is always filled in.
+
+    Args:
+        argv: arguments after the command's name; None: those of this process.
+        parser: from `argument_parser`, with flags added; None: without.
+
+    Raises:
+        InputError: unknown preset or key (with the nearest known one), a wrong value, an unreadable --config
+            file, nothing to resume.
+    """
+    args = (parser or argument_parser()).parse_args(argv)
+    config_file = read_config_file(args.config) if args.config else sections_of([], "--config")
+    settings = sections_of([_setting(text) for text in args.set], "--set")
+    given = ((name, getattr(args, name)) for name in ("preset", *_FLAG_HELP))
+    flags = sections_of(((name, value) for name, value in given if value is not None), "command line")
+
+    layers = (config_file, settings, flags)
+    named = [layer["train"]["preset"] for layer in reversed(layers) if "preset" in layer["train"]]
+    base = _resumed(args, named) if args.resume else load_preset(named[0] if named else DEFAULT_PRESET)
+    run_config = run_config_of(base, *layers)
+    args.run_dir = args.run_dir or default_run_dir(run_config.train)
+    return run_config, args
+
+
+def default_run_dir(train: TrainConfig) -> Path:
+    """runs/DATA-PRESET: the same on every rank and at every start."""
+    return Path("runs") / f"{Path(train.data).stem}-{train.preset}"
+
+
+def _resumed(args: argparse.Namespace, named_presets: list[str]) -> Sections:
+    """The configuration saved in the run folder that goes on."""
+    if args.run_dir is None:
+        raise InputError("--resume needs --run-dir RUN, the folder of the run that is to go on")
+    saved = args.run_dir / "config.toml"
+    if not saved.is_file():
+        raise InputError(f"--resume: {saved} is not there; start the run without --resume")
+    sections = read_config_file(saved)
+    preset = sections["train"].get("preset", DEFAULT_PRESET)
+    if named_presets and named_presets[0] != preset:
+        raise InputError(
+            f"--resume: {args.run_dir} was started with preset {preset!r}, not {named_presets[0]!r}; "
+            "leave --preset out, or start anew in another --run-dir"
+        )
+    return sections
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """(key, value) of one --set: TOML's syntax for the value, and a bare word is a text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set: expected KEY=VALUE; got {text!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except (ValueError, RecursionError):
+        return key.strip(), value.strip()
+
+
+def _epilog() -> str:
+    names = ", ".join(field.name for field in dataclasses.fields(TrainConfig))
+    text = textwrap.fill(names, width=100, initial_indent="  ", subsequent_indent="  ")
+    return (
+        f"keys of --set, and of [train] in FILE.toml:\n{text}\nof [model]: the fields of minilstm.ModelConfig"
+    )
