@@ -1,0 +1,221 @@
+"""A run's folder: where its files lie, and what its checkpoints hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autograd.errors import InputError
+from minilstm import LanguageModel
+from minilstm.language_model import State
+from train.checkpoint import load_checkpoint, save_checkpoint
+from train.communicator import Communicator
+from train.config import RunConfig, load_run_config, to_toml
+from train.corpus import Vocabulary
+from train.files import atomic_write
+from train.optimizers import Optimizer
+
+BEST, LATEST = "best", "latest"
+
+
+class RunFolder:
+    """RUN/: config.toml, vocabulary.txt, metrics.jsonl, checkpoints/, result.json, plot.png."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.toml"
+        self.vocabulary = self.path / "vocabulary.txt"
+        self.metrics = self.path / "metrics.jsonl"
+        self.result = self.path / "result.json"
+        self.plot = self.path / "plot.png"
+
+    def checkpoint(self, which: str) -> Path:
+        """The file of the checkpoint `best` (lowest validation loss so far) or `latest`."""
+        return self.path / "checkpoints" / f"{which}.h5"
+
+    def create(self, config: RunConfig, vocabulary: Vocabulary) -> None:
+        """Make the folder and write what stays as it is: the configuration and the words.
+
+        Raises:
+            InputError: it cannot be made, or holds a run already.
+        """
+        self.check_unused()
+        try:
+            self.checkpoint(LATEST).parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(self.vocabulary) as temporary:
+                temporary.write_text("\n".join(vocabulary.words) + "\n", encoding="utf-8")
+            with atomic_write(self.config) as temporary:
+                temporary.write_text(to_toml(config), encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot make the run's folder: {error.strerror or error}"
+            ) from None
+
+    def check_unused(self) -> None:
+        """Raise an InputError if a run lies here already."""
+        if self.config.exists():
+            raise InputError(
+                f"{self.path}: holds a run already; add --resume to go on with it, "
+                "or choose another --run-dir"
+            )
+
+    def read_vocabulary(self) -> Vocabulary:
+        """The words of the run; InputError if the file is missing or no vocabulary."""
+        try:
+            return Vocabulary(self.vocabulary.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.vocabulary}: cannot be read as the words of a run: {error}") from None
+
+
+@dataclass
+class Position:
+    """Where a run stands: all that a resumed one needs besides weights, optimizer and state."""
+
+    step: int = 0  # updates made
+    epoch: int = 0  # epochs finished
+    window: int = 0  # windows of the current epoch done
+    tokens: int = 0  # targets trained on, over all ranks
+    loss_sum: float = 0.0  # of the steps since the last row of metrics.jsonl
+    seconds: float = 0.0  # spent in training, over all resumptions
+    best: dict[str, Any] | None = None  # the evaluation with the lowest validation loss, and its step
+
+
+def save_run(
+    path: Path,
+    model: LanguageModel,
+    facts: dict[str, Any],
+    optimizer: Optimizer | None,
+    state: State | None,
+    communicator: Communicator,
+) -> None:
+    """Write a checkpoint; every rank calls it, the root writes.
+
+    Args:
+        path: the file.
+        model: its weights, equal on every rank.
+        facts: what `checkpoint_facts` gives.
+        optimizer, state: None leaves them out, as the best weights' checkpoint does. The state's rows are
+            gathered over the ranks, so the checkpoint can be resumed on another number of them.
+    """
+    rows = None if state is None else [[communicator.gather_rows(part) for part in pair] for pair in state]
+    if not communicator.is_root:
+        return
+    arrays: dict[str, np.ndarray] = {"parameters": model.flat_parameters}
+    if optimizer is not None:
+        slots = optimizer.state()
+        facts = {**facts, "optimizer_t": slots.pop("t")}
+        arrays |= {f"optimizer/{name}": slot for name, slot in slots.items()}
+    for index, pair in enumerate(rows or []):
+        for name, part in zip("hc", pair, strict=True):
+            assert part is not None
+            arrays[f"state/{index}/{name}"] = part
+    save_checkpoint(path, arrays, facts)
+
+
+def checkpoint_facts(model: LanguageModel, position: Position, fingerprint: str, seed: int) -> dict[str, Any]:
+    """What a checkpoint says in words and numbers beside its arrays."""
+    return {
+        "model": vars(model.config).copy(),
+        "parameters": [[name, list(parameter.shape)] for name, parameter in model.named_parameters()],
+        "position": vars(position).copy(),
+        "seed": seed,
+        "vocabulary": fingerprint,
+    }
+
+
+def restore_run(
+    path: Path, model: LanguageModel, fingerprint: str, optimizer: Optimizer, rows: slice
+) -> tuple[Position, State | None]:
+    """Load weights and optimizer in place; returns the position and this rank's rows of the state.
+
+    Raises:
+        InputError: no checkpoint, or one of another model, optimizer or vocabulary.
+    """
+    arrays, facts = load_checkpoint(path)
+    load_weights(path, model, arrays, facts, fingerprint)
+    slots: dict[str, Any] = {
+        name.removeprefix("optimizer/"): array
+        for name, array in arrays.items()
+        if name.startswith("optimizer/")
+    }
+    try:
+        optimizer.load_state({"t": facts["optimizer_t"], **slots})
+    except KeyError:
+        raise InputError(
+            f"{path}: holds weights alone and cannot be resumed from; use the latest one"
+        ) from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}; resume with the optimizer that the run began with") from None
+    position = Position(**facts["position"])
+    if "state/0/h" not in arrays:
+        return position, None
+    state = [
+        (arrays[f"state/{index}/h"][rows].copy(), arrays[f"state/{index}/c"][rows].copy())
+        for index in range(len(model.layers))
+    ]
+    return position, state
+
+
+def load_weights(
+    path: Path, model: LanguageModel, arrays: dict[str, np.ndarray], facts: dict[str, Any], fingerprint: str
+) -> None:
+    """Copy a checkpoint's weights into the model.
+
+    Raises:
+        InputError: it is of another model or vocabulary; the message names what differs.
+    """
+    saved, own = facts.get("model", {}), vars(model.config)
+    sizes = ("vocab_size", "embedding_size", "hidden_size", "num_layers")
+    differing = [
+        f"{name} {saved.get(name)} there, {own[name]} here" for name in sizes if saved.get(name) != own[name]
+    ]
+    if differing:
+        raise InputError(
+            f"{path}: is of another model: {'; '.join(differing)}; "
+            "give the configuration that it was made with"
+        )
+    if facts.get("vocabulary") != fingerprint:
+        raise InputError(
+            f"{path}: was trained with another vocabulary than the data's; give --data the text of that run"
+        )
+    weights = arrays.get("parameters")
+    if weights is None or weights.shape != model.flat_parameters.shape:
+        raise InputError(f"{path}: must hold {model.flat_parameters.size} parameters; it does not")
+    model.flat_parameters[...] = weights
+
+
+def load_trained(
+    path: str | Path, which: str = BEST
+) -> tuple[LanguageModel, RunConfig, Vocabulary, dict[str, Any]]:
+    """A run's trained model, ready to be used; the run's folder is all that it takes.
+
+    Args:
+        path: the run's folder.
+        which: `best` or `latest`; the latest stands in for a best that is not there yet.
+
+    Returns:
+        The model, the run's configuration, its vocabulary, and the checkpoint's facts.
+
+    Raises:
+        InputError: no run there, no checkpoint in it, or one that does not fit the rest.
+    """
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise InputError(
+            f"{path}: expected the folder of a run, with config.toml in it; train one: python -m train.wt103"
+        )
+    config, vocabulary = load_run_config(folder.config), folder.read_vocabulary()
+    file = folder.checkpoint(which)
+    if which == BEST and not file.exists():
+        file = folder.checkpoint(LATEST)
+    if not file.exists():
+        raise InputError(
+            f"{path}: has no checkpoint yet; let the run go on (--resume) until it has saved one"
+        )
+    arrays, facts = load_checkpoint(file)
+    model = LanguageModel(config.model_config(len(vocabulary)))
+    load_weights(file, model, arrays, facts, vocabulary.fingerprint())
+    return model, config, vocabulary, facts

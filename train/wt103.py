@@ -1,0 +1,314 @@
+"""`python -m train.wt103`: train the language model, on one process, or under mpirun on many."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from autograd.backend import device_array_module
+from autograd.errors import InputError
+from minilstm import LanguageModel, MaskStream
+from train.batches import Batches, RankRows
+from train.checkpoint import load_checkpoint
+from train.clock import Clock
+from train.communicator import Communicator, get_communicator
+from train.config import RunConfig, TrainConfig
+from train.corpus import Corpus, open_corpus
+from train.environment import environment
+from train.evaluate import evaluate
+from train.files import atomic_write
+from train.flags import config_from_args
+from train.generate import as_text, generate
+from train.log import TrainingDisplay, duration
+from train.memory import describe
+from train.metrics import MetricsLog
+from train.optimizers import SGD, Adam, Optimizer
+from train.prepare import ensure_prepared
+from train.run_folder import (
+    BEST,
+    LATEST,
+    Position,
+    RunFolder,
+    checkpoint_facts,
+    load_weights,
+    restore_run,
+    save_run,
+)
+from train.schedules import make_schedule
+from train.step import StepResult, TrainingStep
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    config, args = config_from_args(argv)
+    communicator = get_communicator()
+    _refuse_what_cannot_run(config.train)
+    rows = RankRows.of(communicator.rank, communicator.size, config.train.batch_size)
+    folder = RunFolder(args.run_dir)
+    if args.dry_run:
+        return _dry_run(config, communicator)
+    if not args.resume:
+        folder.check_unused()  # before anything that takes long
+    path = ensure_prepared(config.train.data, None, communicator)
+    with open_corpus(path) as corpus:
+        run = TrainingRun(config.with_vocab_size(len(corpus.vocabulary)), folder, corpus, communicator, rows)
+        run.begin(resume=args.resume)
+        run.train()
+        run.finish()
+    return 0
+
+
+class TrainingRun:
+    """One training run: model, data, optimizer, and where it stands."""
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, corpus: Corpus, communicator: Communicator, rows: RankRows
+    ) -> None:
+        train = config.train
+        self.config, self.train_config, self.folder = config, train, folder
+        self.corpus, self.communicator, self.rows = corpus, communicator, rows
+        num_tokens = corpus.num_tokens("train")
+        self.batches = Batches(self._reader("train"), num_tokens, train.batch_size, train.window, rows)
+        self.total_steps = total_steps(train, self.batches.length)
+        self.schedule = make_schedule(
+            train.schedule,
+            train.learning_rate,
+            warmup_steps=train.warmup_steps,
+            decay_factor=train.decay_factor,
+            decay_steps=train.decay_steps,
+            total_steps=self.total_steps,
+            final_learning_rate=train.final_learning_rate,
+        )
+        self.model = LanguageModel(config.model_config(len(corpus.vocabulary)), seed=train.seed)
+        self.optimizer = make_optimizer(self.model, train)
+        self.step = TrainingStep(self.model, self.optimizer, communicator, train.clip_norm)
+        self.position = Position()
+        self.state: Any = None
+
+    def begin(self, resume: bool) -> None:
+        """Make the run's folder, or go on from its latest checkpoint."""
+        latest = self.folder.checkpoint(LATEST)
+        if resume and latest.exists():
+            own = slice(self.rows.first, self.rows.first + self.rows.count)
+            self.position, self.state = restore_run(
+                latest, self.model, self.corpus.fingerprint, self.optimizer, own
+            )
+            return
+        self.communicator.broadcast_(self.model.flat_parameters)  # the seed makes them equal; this makes sure
+        if self.communicator.is_root and not resume:  # a run that was ended before its first checkpoint
+            self.folder.create(self.config, self.corpus.vocabulary)
+        self.communicator.barrier()
+
+    def train(self) -> None:
+        """All steps that are still to be made."""
+        position, root = self.position, self.communicator.is_root
+        resumed_at = position.step if self.folder.metrics.exists() else None
+        with (
+            MetricsLog(self.folder.metrics, resumed_at, enabled=root) as self.metrics,
+            TrainingDisplay(self.total_steps, position.step, enabled=root) as self.display,
+        ):
+            self.clock = Clock(position.seconds, position.tokens)
+            while position.step < self.total_steps:
+                for inputs, targets in self.batches.windows(position.window):
+                    masks = MaskStream(self.train_config.seed, position.step, self.rows.first)
+                    learning_rate = self.schedule(position.step)
+                    result = self.step(inputs, targets, self.state, masks, learning_rate)
+                    self._advance(result, targets.shape[0] * self.train_config.batch_size)
+                    self._log(result, learning_rate)
+                    self._evaluate_and_save()
+                    if position.step == self.total_steps:
+                        break
+
+    def _advance(self, result: StepResult, tokens: int) -> None:
+        """Count the step; at the end of an epoch the streams start again, and so does the state."""
+        position = self.position
+        if not result.is_finite:
+            raise InputError(
+                f"training diverged at step {position.step + 1}: loss {result.loss}, gradient norm "
+                f"{result.grad_norm}; the checkpoint {self.folder.checkpoint(LATEST)} is as it was; "
+                "lower learning_rate or clip_norm"
+            )
+        self.state = result.state
+        position.step, position.window = position.step + 1, position.window + 1
+        position.tokens, position.loss_sum = position.tokens + tokens, position.loss_sum + result.loss
+        if position.window == len(self.batches):
+            position.epoch, position.window, self.state = position.epoch + 1, 0, None
+
+    def _log(self, result: StepResult, learning_rate: float) -> None:
+        """A row of metrics.jsonl every `log_every` steps: the mean loss since the last one."""
+        position, every = self.position, self.train_config.log_every
+        since_last = position.step % every or every
+        if position.step % every and position.step != self.total_steps:
+            return
+        loss = position.loss_sum / since_last
+        position.loss_sum = 0.0
+        row = {
+            "kind": "train",
+            "step": position.step,
+            "tokens": position.tokens,
+            "epoch": self._epochs_done(),
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "learning_rate": learning_rate,
+            "grad_norm": result.grad_norm,
+            "tokens_per_second": self.clock.tokens_per_second(position.tokens),
+            "seconds": self.clock.seconds(),
+        }
+        self.metrics.write(row)
+        self.display.update(row)
+
+    def _evaluate_and_save(self) -> None:
+        position, train = self.position, self.train_config
+        last = position.step == self.total_steps
+        every = train.evaluate_every
+        evaluate_now = last or (position.step % every == 0 if every else position.window == 0)
+        save_now = evaluate_now or (train.save_every and position.step % train.save_every == 0)
+        if not save_now:
+            return
+        with self.clock.paused():
+            if evaluate_now:
+                score = self._evaluate("valid")
+                if position.best is None or score["loss"] < position.best["loss"]:
+                    position.best = {"step": position.step, **score}
+                    self._save(BEST)
+            self._save(LATEST)
+
+    def _evaluate(self, split: str) -> dict[str, Any]:
+        """Score a split with the current weights, and write the result down."""
+        train, position = self.train_config, self.position
+        result = evaluate(
+            self.model,
+            self._reader(split),
+            self.corpus.num_tokens(split),
+            self.corpus.vocabulary.eos_id,
+            self.communicator,
+            train.evaluation_batch_size,
+            train.evaluation_window,
+        )
+        row = {"kind": "evaluation", "split": split, "step": position.step, "tokens": position.tokens}
+        row |= {"epoch": self._epochs_done(), **result}
+        self.metrics.write(row)
+        self.display.evaluation(row)
+        return result
+
+    def _save(self, which: str) -> None:
+        """`latest` holds all that a resumed run needs, `best` the weights."""
+        self.position.seconds = self.clock.seconds()
+        facts = checkpoint_facts(self.model, self.position, self.corpus.fingerprint, self.train_config.seed)
+        whole = which == LATEST
+        optimizer, state = (self.optimizer, self.state) if whole else (None, None)
+        save_run(self.folder.checkpoint(which), self.model, facts, optimizer, state, self.communicator)
+
+    def finish(self) -> None:
+        """Score the best weights on the test split; write result.json, the plot and a sample of text."""
+        best = self.folder.checkpoint(BEST)
+        self.communicator.barrier()  # the root has written it
+        load_weights(best, self.model, *load_checkpoint(best), self.corpus.fingerprint)
+        root = self.communicator.is_root
+        with (
+            MetricsLog(self.folder.metrics, self.position.step, enabled=root) as self.metrics,
+            TrainingDisplay(self.total_steps, self.position.step, enabled=root) as self.display,
+        ):
+            test = self._evaluate("test")
+        if root:
+            self._write_result(test)
+            _plot(self.folder)
+            self._print_summary(test)
+
+    def _write_result(self, test: dict[str, Any]) -> None:
+        position = self.position
+        result = {
+            "valid": position.best,
+            "test": test,
+            "steps": position.step,
+            "tokens": position.tokens,
+            "seconds": position.seconds,
+            "tokens_per_second": position.tokens / max(position.seconds, 1e-9),
+            "parameters": self.model.config.num_parameters(),
+            "ranks": self.communicator.size,
+            "seed": self.train_config.seed,
+            "configuration": self.config.to_dict(),
+            "vocabulary": self.corpus.fingerprint,
+            "environment": environment(),
+        }
+        with atomic_write(self.folder.result) as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+    def _print_summary(self, test: dict[str, Any]) -> None:
+        position, vocabulary = self.position, self.corpus.vocabulary
+        assert position.best is not None
+        print(f"trained on {position.tokens:,} tokens in {duration(position.seconds)}")
+        print(
+            f"valid perplexity {position.best['perplexity']:,.2f}, test perplexity {test['perplexity']:,.2f}"
+        )
+        print(f"({test['protocol']}; weights of step {position.best['step']:,})")
+        words = generate(self.model, vocabulary, [], 40, temperature=0.8, seed=self.train_config.seed)
+        print("it writes: " + "".join(as_text(vocabulary.words[word]) for word in words).replace("\n", "/ "))
+        print(f"run: {self.folder.path}")
+
+    def _reader(self, split: str) -> Any:
+        return lambda start, stop: self.corpus.read(split, start, stop)
+
+    def _epochs_done(self) -> float:
+        return self.position.epoch + self.position.window / len(self.batches)
+
+
+def total_steps(train: TrainConfig, length: int) -> int:
+    """Updates of the whole run: the epochs', or fewer if max_steps or max_tokens say so.
+
+    Args:
+        train: epochs, window, batch_size and the two limits.
+        length: steps of time in an epoch, as `Batches.length`.
+    """
+    windows = -(-length // train.window)
+    steps = train.epochs * windows
+    if train.max_tokens:
+        epochs, rest = divmod(train.max_tokens, length * train.batch_size)
+        steps = min(steps, epochs * windows + -(-rest // (train.window * train.batch_size)))
+    return min(steps, train.max_steps) if train.max_steps else steps
+
+
+def make_optimizer(model: LanguageModel, train: TrainConfig) -> Optimizer:
+    """The optimizer that the configuration names, over the model's weights."""
+    weights, rate, decay = model.flat_parameters, train.learning_rate, train.weight_decay
+    if train.optimizer == "sgd":
+        return SGD(weights, rate, momentum=train.momentum, weight_decay=decay)
+    return Adam(weights, rate, train.beta1, train.beta2, train.epsilon, weight_decay=decay)
+
+
+def _refuse_what_cannot_run(train: TrainConfig) -> None:
+    device_array_module(train.device)  # raises where there is no GPU
+    if train.device == "cuda":
+        raise InputError("device cuda: this version trains on cpu alone; leave --device out")
+    if train.precision == "mixed":
+        raise InputError("precision mixed: this version trains in float32 alone; leave --precision out")
+
+
+def _dry_run(config: RunConfig, communicator: Communicator) -> int:
+    """Print the model, its size and its memory; data is looked at only if vocab_size is not set."""
+    vocab_size = config.model.get("vocab_size")
+    if vocab_size is None:
+        with open_corpus(ensure_prepared(config.train.data, None, communicator)) as corpus:
+            vocab_size = len(corpus.vocabulary)
+    if communicator.is_root:
+        print(describe(config.model_config(vocab_size), config.train, communicator.size))
+    return 0
+
+
+def _plot(folder: RunFolder) -> None:
+    """The learning curves, where matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plot: matplotlib is not installed (pip install 'minilstm[plot]')")
+        return
+    from train.plot import plot_runs
+
+    plot_runs([Path(folder.path)], folder.plot)
+
+
+if __name__ == "__main__":
+    from train.commands import run
+
+    run(main)
