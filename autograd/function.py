@@ -107,7 +107,7 @@ class Function:
         For any other input it is a new array of the shape and dtype of `like`.
         """
         node = self.inputs[index]
-        owner = node.owner if node.creator is None else None
+        owner = node.owner if node.creator is None and node.requires_grad else None
         if owner is not None:
             return owner.grad_target()
         return get_array_module(like).empty(node.shape, like.dtype), True

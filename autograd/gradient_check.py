@@ -101,7 +101,7 @@ def check_backward(
         )
         numerical = (above - below) / (2 * step)
         error = abs(analytic - numerical) / max(norm, abs(numerical), np.finfo(float).tiny)
-        worst = error if not error <= worst else worst  # unlike max, keeps one that is not a number
+        worst = float(np.maximum(worst, error))  # unlike max, it lets nothing that is not a number go by
     assert worst <= tolerance, (
         f"gradient check: relative error {worst:.1e} is above {tolerance:.0e}: along the last direction "
         f"backward says {analytic:.12g}, differences say {numerical:.12g}"

@@ -7,9 +7,10 @@ held to a single one: elementwise work is shared too, and a busy neighbour costs
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from autograd.backend import get_array_module
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
-MIN_PARALLEL_PRODUCT = 4_000_000
+MIN_PARALLEL_PRODUCT = 500_000_000
 """Multiplications of one product below which a second thread costs more than it brings."""
 
 
@@ -61,13 +62,17 @@ def run_parts(function: Callable[[Part], Result], parts: Sequence[Part]) -> list
     """[function(part) for part in parts], each in a thread of its own; results in the order of the parts.
 
     Parts are fixed beforehand and never handed out by who is free first, so the same bits come out
-    however the threads are scheduled. The first part runs in the calling thread.
+    however the threads are scheduled. The first part runs in the calling thread; the others see its modes
+    and its numpy.errstate. All of them have ended when it returns, or raises what a part has raised.
     """
     if len(parts) == 1:
         return [function(parts[0])]
     with _single_threaded_blas():
-        others = [_pool().submit(function, part) for part in parts[1:]]
-        first = function(parts[0])
+        others = [_pool().submit(contextvars.copy_context().run, function, part) for part in parts[1:]]
+        try:
+            first = function(parts[0])
+        finally:
+            wait(others)
         return [first] + [other.result() for other in others]
 
 

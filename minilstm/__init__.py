@@ -6,8 +6,8 @@
     >>> text = np.array([[1, 2], [3, 4], [5, 6], [7, 8]])  # (T, B): two streams of four words
     >>> loss, state = model(text[:-1], text[1:])
     >>> loss.backward()
-    >>> abs(loss.item() - np.log(10)) < 0.1
-    True
+    >>> print(f"{loss.item():.2f}")  # nats; a blind guess among ten words costs ln 10
+    2.30
 
 Read `lstm_cell` first, then `lstm`, then `tied_softmax` and `language_model`.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from autograd.errors import InputError
@@ -50,15 +51,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
             if field.name.endswith("_keep_prob"):
-                self._check(
-                    field.name, 0 < value <= 1, "a keep probability in (0, 1], that is a dropout in [0, 1)"
-                )
+                good = number and 0 < value <= 1
+                self._check(field.name, good, "a keep probability in (0, 1], that is a dropout in [0, 1)")
             elif field.name.endswith("_scale"):
-                self._check(field.name, value > 0, "above 0")
+                self._check(field.name, number and 0 < value < math.inf, "a finite number above 0")
             else:
-                whole = isinstance(value, int) and not isinstance(value, bool)
-                self._check(field.name, whole and value >= 1, "a whole number of at least 1")
+                good = number and isinstance(value, int) and value >= 1
+                self._check(field.name, good, "a whole number of at least 1")
 
     def _check(self, name: str, good: bool, expected: str) -> None:
         if not good:

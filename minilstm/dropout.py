@@ -55,4 +55,4 @@ class MaskStream:
         words = np.random.Philox(key=key, counter=counter).random_raw(-(-(size + offset) // 4))
         draws = words.view(np.uint16)[offset : offset + size]
         kept = draws < np.uint32(round(keep_prob * LEVELS))
-        return (kept * np.asarray(1 / keep_prob, dtype)).reshape(shape)
+        return (kept * np.asarray(1 / keep_prob, dtype)).reshape(shape)  # (30)

@@ -58,9 +58,14 @@ class LanguageModel:
         flat_parameters: every weight in one 1-D array, in the order of `named_parameters`; each
             parameter's `data` is a view into it.
         masks: the dropout masks used when a call is given none; each training call draws new ones.
+
+    Raises:
+        DtypeError: a dtype that is not floating point.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0, dtype: Any = np.float32) -> None:
+        if np.dtype(dtype).kind != "f":
+            raise DtypeError(f"model: dtype must be float32 or float64; got {np.dtype(dtype)}")
         self.config = config
         self.masks = MaskStream(seed)
         rng = np.random.default_rng(seed)
@@ -195,6 +200,7 @@ class _Dropouts:
         keep = self.config.recurrent_weight_keep_prob
         if keep == 1:
             return W_hh
+        # (31): one mask for all steps of the window
         return W_hh * self.masks.weight_mask(f"recurrent_weight.{index}", W_hh.shape, keep, self.dtype)
 
     def input(self, index: int, x: Variable) -> Variable:
@@ -217,7 +223,7 @@ class _Dropouts:
         """One mask (B, units) for all steps of x (T, B, units) (Gal & Ghahramani 2016)."""
         if keep_prob == 1:
             return x
-        return x * self.masks.row_mask(place, x.shape[1:], keep_prob, self.dtype)
+        return x * self.masks.row_mask(place, x.shape[1:], keep_prob, self.dtype)  # (32)
 
 
 def detach(state: State) -> State:

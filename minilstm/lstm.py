@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from autograd import Function, ShapeError, Variable
 from autograd.backend import get_array_module
 from autograd.functions.linear import column_sums, matmul_into
-from autograd.parallel import matmul_rows, run_parts
+from autograd.parallel import matmul_rows, num_threads, run_parts, split_range
 from minilstm.lstm_kernels import RecurrentProduct, batch_parts
 
 GATES = ("i", "f", "g", "o")
@@ -26,7 +28,7 @@ class LSTM(Function):
         T, B, H = _checked_sizes(x, h0, c0, W_ih, W_hh, b)
         xp = get_array_module(x)
         factor, shift = _sigmoid_from_tanh(xp, H, x.dtype)
-        gates = matmul_rows(x.reshape(T * B, -1), (W_ih * factor[:, None]).T).reshape(T, B, 4 * H)
+        gates = matmul_rows(x.reshape(T * B, x.shape[2]), (W_ih * factor[:, None]).T).reshape(T, B, 4 * H)
         gates += b * factor
         h = xp.empty((T + 1, B, H), x.dtype)
         c = xp.empty((T + 1, B, H), x.dtype)
@@ -60,27 +62,27 @@ class LSTM(Function):
         dh = xp.zeros((B, H), x.dtype) if dh_T is None else dh_T.astype(x.dtype)
         dc = xp.zeros((B, H), x.dtype) if dc_T is None else dc_T.astype(x.dtype)
         dz = (gates.copy() if self.saved_is_needed_again else gates).reshape(T, B, 4, H)
+        f, o_slope = _local_derivatives(dz, c, tanh_c)
         parts = batch_parts(x, B, H)
         times_W_hh = RecurrentProduct(W_hh, rows=-(-B // len(parts)))
 
         def run(rows: slice) -> None:
-            f, o_slope = _local_derivatives(dz[:, rows], c[:, rows], tanh_c[:, rows])
             dh_t, dc_t = dh[rows], dc[rows]
             through_h = xp.empty_like(dh_t)
             for t in reversed(range(T)):
                 dz_t = dz[t, rows]
                 if dy is not None:
                     dh_t += dy[t, rows]  # (6)
-                dc_t += xp.multiply(dh_t, o_slope[t], out=through_h)  # (7)
+                dc_t += xp.multiply(dh_t, o_slope[t, rows], out=through_h)  # (7)
                 dz_t[:, :O] *= dc_t[:, None]  # (8)
                 dz_t[:, O] *= dh_t  # (9)
-                dc_t *= f[t]  # (10)
+                dc_t *= f[t, rows]  # (10)
                 times_W_hh(dz_t.reshape(-1, 4 * H), out=dh_t)  # (11)
 
         run_parts(run, parts)
         dz = dz.reshape(T * B, 4 * H)
         dx = matmul_rows(dz, W_ih).reshape(x.shape) if self.needs_grad(0) else None  # (12)
-        dW_ih = matmul_into(self, 3, dz.T, x.reshape(T * B, -1))  # (13)
+        dW_ih = matmul_into(self, 3, dz.T, x.reshape(T * B, x.shape[2]))  # (13)
         dW_hh = matmul_into(self, 4, dz.T, h[:T].reshape(T * B, H))  # (14)
         return dx, dh, dc, dW_ih, dW_hh, column_sums(dz)  # (15)
 
@@ -106,14 +108,23 @@ def _local_derivatives(gates: Any, c: Any, tanh_c: Any) -> tuple[Any, Any]:
         f (T, B, H): the forget gate, which is the derivative of c_t by c_{t-1}.
         o_slope (T, B, H): o · (1 - tanh(c)²), the derivative of h_t by c_t.
     """
-    f, i, g, o = gates[:, :, F].copy(), gates[:, :, I].copy(), gates[:, :, G].copy(), gates[:, :, O]
-    o_slope = 1 - tanh_c * tanh_c
-    o_slope *= o
-    gates[:, :, O] *= (1 - o) * tanh_c
-    gates[:, :, I] *= (1 - i) * g
-    gates[:, :, F] *= (1 - f) * c[:-1]
-    gates[:, :, G] = (1 - g * g) * i
-    return f, o_slope
+    xp = get_array_module(gates)
+    all_f, all_o_slope = xp.empty_like(tanh_c), xp.empty_like(tanh_c)
+
+    def run(steps: slice) -> None:
+        a, tanh, f, o_slope = gates[steps], tanh_c[steps], all_f[steps], all_o_slope[steps]
+        i, g, o = a[:, :, I].copy(), a[:, :, G].copy(), a[:, :, O]
+        f[...] = a[:, :, F]
+        xp.multiply(tanh, tanh, out=o_slope)
+        xp.subtract(1, o_slope, out=o_slope)
+        o_slope *= o
+        a[:, :, O] *= (1 - o) * tanh
+        a[:, :, I] *= (1 - i) * g
+        a[:, :, F] *= (1 - f) * c[steps]  # c[t] is the cell before step t
+        a[:, :, G] = (1 - g * g) * i
+
+    run_parts(run, split_range(len(gates), num_threads() if xp is np else 1))
+    return all_f, all_o_slope
 
 
 def _checked_sizes(x: Any, h0: Any, c0: Any, W_ih: Any, W_hh: Any, b: Any) -> tuple[int, int, int]:

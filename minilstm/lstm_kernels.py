@@ -33,8 +33,9 @@ class RecurrentProduct:
 
     def __init__(self, W: Any, rows: int) -> None:
         self.columns = W.shape[1]
-        splits = _num_splits(W.shape[0], rows) if get_array_module(W) is np and rows <= MAX_ROWS else None
-        self.panels = None if splits is None else _panels(W, splits)
+        skinny = get_array_module(W) is np and rows <= MAX_ROWS
+        splits = _num_splits(W.shape[0], rows) if skinny else None
+        self.panels = None if splits is None else _panels(W, splits, as_it_lies=rows <= 16)
         self.W = get_array_module(W).ascontiguousarray(W) if splits is None else None
 
     def __call__(self, h: Any, out: Any) -> Any:
@@ -43,7 +44,10 @@ class RecurrentProduct:
             return get_array_module(h).matmul(h, self.W, out=out)
         count, splits, depth, width = self.panels.shape
         pieces = h.reshape(len(h), splits, depth).transpose(1, 0, 2)
-        partial = np.matmul(pieces, self.panels)  # (panels, splits, rows, 32)
+        if splits == 1 and count * width == self.columns:
+            np.matmul(h, self.panels[:, 0], out=out.reshape(len(h), count, width).transpose(1, 0, 2))
+            return out
+        partial = np.matmul(pieces, self.panels)  # (panels, splits, rows, width)
         total = partial[:, 0] if splits == 1 else partial.sum(axis=1)
         out[...] = total.transpose(1, 0, 2).reshape(len(h), count * width)[:, : self.columns]
         return out
@@ -55,17 +59,21 @@ def _num_splits(depth: int, rows: int) -> int | None:
     return next(fitting, None)
 
 
-def _panels(W: Any, splits: int) -> Any:
-    """W (depth, columns) as (panels, splits, depth / splits, 32), the last panel padded with zeros."""
+def _panels(W: Any, splits: int, as_it_lies: bool) -> Any:
+    """W (depth, columns) as (panels, splits, depth / splits, 32), the last panel padded with zeros.
+
+    With `as_it_lies`, panels of a transposed matrix are views of its rows; with more than 16 rows to
+    multiply, BLAS is faster on panels that are contiguous.
+    """
     depth, columns = W.shape
-    count = -(-columns // PANEL_WIDTH)
-    if W.T.flags.c_contiguous and splits == 1:
-        rows = np.zeros((count * PANEL_WIDTH, depth), W.dtype)
+    width, count = PANEL_WIDTH, -(-columns // PANEL_WIDTH)
+    if as_it_lies and W.T.flags.c_contiguous and splits == 1:
+        rows = np.zeros((count * width, depth), W.dtype)
         rows[:columns] = W.T
-        return rows.reshape(count, 1, PANEL_WIDTH, depth).transpose(0, 1, 3, 2)
-    padded = np.zeros((depth, count * PANEL_WIDTH), W.dtype)
+        return rows.reshape(count, 1, width, depth).transpose(0, 1, 3, 2)
+    padded = np.zeros((depth, count * width), W.dtype)
     padded[:, :columns] = W
-    return np.ascontiguousarray(padded.reshape(splits, -1, count, PANEL_WIDTH).transpose(2, 0, 1, 3))
+    return np.ascontiguousarray(padded.reshape(splits, -1, count, width).transpose(2, 0, 1, 3))
 
 
 def batch_parts(x: Any, B: int, H: int) -> list[slice]:

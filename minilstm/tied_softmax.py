@@ -2,7 +2,7 @@
 
 The logits of a window, (N, V), are never held: at N = 21,504 and V = 267,735 they would take 23 GB in
 float32. Each block of words is multiplied out twice instead, once for the sums of the softmax and once
-more for the gradients, and nothing larger than one block lives in between.
+more for the gradients; only what fits in a fixed 32 MB is kept in between, and not multiplied out again.
 
 With l = h Wᵀ (without the bias), e = exp(l), and for every row n of h
 
@@ -23,24 +23,23 @@ import numpy as np
 
 from autograd import Function, ShapeError, Variable
 from autograd.backend import get_array_module
-from autograd.functions.embedding import add_rows, check_ids
+from autograd.functions.embedding import add_rows, as_ids, check_ids
 from autograd.functions.loss import IGNORE
+from autograd.mode import is_backprop_enabled
 from autograd.parallel import num_threads, run_parts, split_range
 
-BLOCK_BYTES = 2 << 20
-"""A block of logits about as large as a core's second-level cache."""
-SAFE_SUMS = (1e-30, 1e30)
-"""While every S lies between these, exp needs no shift: nothing that counts over- or underflowed."""
-
-
-def block_size_for(rows: int, itemsize: int) -> int:
-    """Words in a block of logits of this many rows: as many as the cache holds, 256 to 4,096."""
-    fitting = BLOCK_BYTES // (max(rows, 1) * itemsize)
-    return min(max(fitting // 64 * 64, 256), 4096)
+BLOCK_WORDS = 512
+"""Words in a block: wide enough for BLAS to run at its peak, narrow enough for the block to stay in cache."""
+KEPT_BYTES = 32 << 20
+"""The first blocks' exponentials stay for the backward pass while they fit in here, whatever N and V are."""
+SAFE_SUMS = (1e-20, 1e20)
+SAFE_BIAS = 20.0
+"""While every S and |b| lie within these, exp needs no shift: what counts in S has e = exp(log S - b ± 16)
+between exp(-82) and exp(66) (16 being float32's precision), and float32 holds exp(±87)."""
 
 
 class TiedSoftmaxLoss(Function):
-    def __init__(self, block_size: int | None = None) -> None:
+    def __init__(self, block_size: int = BLOCK_WORDS) -> None:
         self.block_size = block_size
 
     def forward(self, h, W, b, targets):
@@ -50,9 +49,9 @@ class TiedSoftmaxLoss(Function):
         if scored.size < targets.size:
             h, targets = h[scored], targets[scored]
         blocks = _Blocks(h, W, b, self.block_size)
-        sums = blocks.sums_of_exp()
+        sums = blocks.sums_of_exp(keep=is_backprop_enabled())
         target_logits = xp.einsum("ne,ne->n", h, W[targets]) + b[targets]
-        losses = xp.log(sums) - target_logits
+        losses = xp.log(sums) - target_logits  # (22)
         if blocks.shift is not None:
             losses += blocks.shift
         self.save(blocks, sums, targets, scored)
@@ -66,9 +65,9 @@ class TiedSoftmaxLoss(Function):
         scale = dloss / max(scored.size, 1)
         dW, db = (self.grad_target(index, like) for index, like in ((1, W), (2, b)))
         dh = blocks.gradients(h * (scale / sums)[:, None], scale / sums, dW, db)
-        dh -= scale * W[targets]
-        add_rows(dW[0], targets, h * -scale)
-        add_rows(db[0], targets, xp.full(targets.shape, -scale, b.dtype))
+        dh -= scale * W[targets]  # the targets' part of (23)
+        add_rows(dW[0], targets, h * -scale)  # of (24)
+        db[0][...] -= scale * xp.bincount(targets, minlength=len(b))  # of (25)
         if scored.size < self.inputs[3].shape[0]:
             full = xp.zeros(self.inputs[0].shape, h.dtype)
             full[scored] = dh
@@ -80,7 +79,7 @@ class TiedSoftmaxLoss(Function):
             raise ShapeError(f"tied_softmax_loss: h must be (N, E) and W (V, E); got {h.shape} and {W.shape}")
         self.check_shape("b", b.shape, W.shape[:1], f"W is {W.shape}")
         self.check_shape("targets", targets.shape, h.shape[:1], f"h is {h.shape}")
-        check_ids("targets", targets, W.shape[0], lowest=IGNORE)
+        check_ids("tied_softmax_loss: targets", targets, W.shape[0], lowest=IGNORE)
 
 
 class _Blocks:
@@ -88,35 +87,41 @@ class _Blocks:
 
     Args:
         h: (N, E). W: (V, E). b: (V).
-        block_size: words in a block; by default as many as keep it within `BLOCK_BYTES`.
+        block_size: words in a block.
 
     Attributes:
         shift: (N) subtracted from each row of logits before exp, or None while none is needed.
     """
 
-    def __init__(self, h: Any, W: Any, b: Any, block_size: int | None = None) -> None:
+    def __init__(self, h: Any, W: Any, b: Any, block_size: int = BLOCK_WORDS) -> None:
         self.h, self.W, self.b = h, W, b
-        self.block_size = block_size or block_size_for(len(h), h.itemsize)
-        self.shift: Any = None
         threads = num_threads() if get_array_module(h) is np else 1
+        self.block_size = block_size
+        self.shift: Any = None
+        self._kept: dict[int, Any] = {}  # exponentials by the first word of their block
         self.parts = split_range(len(W), threads, multiple=self.block_size)
 
-    def sums_of_exp(self) -> Any:
-        """S (N): the sums over all words of exp(logit - shift); a shift is chosen only if it must be."""
+    def sums_of_exp(self, keep: bool = False) -> Any:
+        """S (N): the sums over all words of exp(logit - shift); a shift is chosen only if it must be.
+
+        With `keep`, exponentials stay for `gradients` as far as `KEPT_BYTES` goes.
+        """
         xp = get_array_module(self.h)
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            sums = self._sums()
+            sums = self._sums(keep)
         low, high = SAFE_SUMS
-        if len(sums) and not bool(xp.all((sums > low) & (sums < high))):
+        safe = xp.all((sums > low) & (sums < high)) & xp.all(xp.abs(self.b) < SAFE_BIAS)
+        if len(sums) and not bool(safe):
+            self._kept.clear()
             self.shift = self._row_maxima()
-            sums = self._sums()
+            sums = self._sums(keep)
         return sums
 
-    def _sums(self) -> Any:
+    def _sums(self, keep: bool) -> Any:
         def part_sums(part: slice) -> Any:
             total = get_array_module(self.h).zeros(len(self.h), self.h.dtype)
-            for words, e in self._exponentials(part):
-                total += e @ self._exp_bias(words)
+            for words, e in self._exponentials(part, keep):
+                total += e @ self._exp_bias(words)  # (21)
             return total
 
         return sum(run_parts(part_sums, self.parts))
@@ -143,13 +148,13 @@ class _Blocks:
             dh, product = xp.zeros_like(self.h), xp.empty_like(self.h)
             for words, e in self._exponentials(part):
                 exp_b = self._exp_bias(words)
-                dh += xp.matmul(e, self.W[words] * exp_b[:, None], out=product)
-                _assign_or_add(db, words, (row_scale @ e) * exp_b)
+                dh += xp.matmul(e, self.W[words] * exp_b[:, None], out=product)  # (23)
+                _assign_or_add(db, words, (row_scale @ e) * exp_b)  # (25)
                 if dW[1]:
-                    block = xp.matmul(e.T, scaled_h, out=dW[0][words])
+                    block = xp.matmul(e.T, scaled_h, out=dW[0][words])  # (24)
                     block *= exp_b[:, None]
                 else:
-                    dW[0][words] += (e.T @ scaled_h) * exp_b[:, None]
+                    dW[0][words] += (e.T @ scaled_h) * exp_b[:, None]  # (24)
             return dh
 
         dh = sum(run_parts(part_gradients, self.parts))
@@ -160,18 +165,37 @@ class _Blocks:
         starts = range(part.start, part.stop, self.block_size)
         return [slice(start, min(start + self.block_size, part.stop)) for start in starts]
 
-    def _exponentials(self, part: slice) -> Any:
-        """(words, exp(h W[words]ᵀ - shift)) for each block; the array is reused by the next one."""
+    def _exponentials(self, part: slice, keep: bool = False) -> Any:
+        """(words, exp(h W[words]ᵀ - shift)) for each block; unless kept, the array is reused by the next."""
         xp = get_array_module(self.h)
-        memory = xp.empty(len(self.h) * self.block_size, self.h.dtype)
+        rows, dtype = len(self.h), self.h.dtype
+        words_kept = self._words_kept(part) if keep else 0
+        # Two large arrays and not one a block: the operating system gives them large pages.
+        kept, reused = (xp.empty(rows * width, dtype) for width in (words_kept, self.block_size))
         for words in self._words(part):
-            width = words.stop - words.start
-            logits = memory[: len(self.h) * width].reshape(len(self.h), width)
-            xp.matmul(self.h, self.W[words].T, out=logits)
-            if self.shift is not None:
-                logits -= self.shift[:, None]
-                logits += self.b[words]
-            yield words, xp.exp(logits, out=logits)
+            e = self._kept.get(words.start)
+            if e is None:
+                width, begin = words.stop - words.start, words.start - part.start
+                stays = begin + width <= words_kept
+                memory = kept[begin * rows :] if stays else reused
+                e = memory[: rows * width].reshape(rows, width)
+                self._exponentiate(words, out=e)
+                if stays:
+                    self._kept[words.start] = e
+            yield words, e
+
+    def _words_kept(self, part: slice) -> int:
+        """How many words of a part fit into its share of `KEPT_BYTES`."""
+        share = KEPT_BYTES // len(self.parts)
+        return min(share // max(len(self.h) * self.h.itemsize, 1), part.stop - part.start)
+
+    def _exponentiate(self, words: slice, out: Any) -> None:
+        xp = get_array_module(self.h)
+        xp.matmul(self.h, self.W[words].T, out=out)
+        if self.shift is not None:
+            out -= self.shift[:, None]
+            out += self.b[words]
+        xp.exp(out, out=out)  # (20)
 
     def _exp_bias(self, words: slice) -> Any:
         """exp(b), or ones where a shift made the bias part of the exponent."""
@@ -187,19 +211,20 @@ def _assign_or_add(target: tuple[Any, bool], index: slice, values: Any) -> None:
         array[index] += values
 
 
-def tied_softmax_loss(h: Any, W: Any, b: Any, targets: Any, block_size: int | None = None) -> Variable:
+def tied_softmax_loss(h: Any, W: Any, b: Any, targets: Any, block_size: int = BLOCK_WORDS) -> Variable:
     """Mean cross-entropy of softmax(h Wᵀ + b), W being the embedding matrix.
 
     Tied weights: Press & Wolf 2017 (arXiv 1608.05859), Inan et al. 2017 (arXiv 1611.01462).
 
-    Equal to `softmax_cross_entropy(linear(h, W, b), targets)` to rounding, in the memory of one block.
+    Equal to `softmax_cross_entropy(linear(h, W, b), targets)` to rounding, in the memory of
+    one block a thread, and of the at most 32 MB of exponentials that the backward pass need not compute anew.
 
     Args:
         h: (N, E), outputs of the last layer.
         W: (V, E), the embedding matrix.
         b: (V), the decoder's bias.
         targets: (N) integers, each in [0, V), or -1 for a row that is not scored.
-        block_size: words in a block; chosen by cache size if not given.
+        block_size: words in a block.
 
     Returns:
         The mean over the scored rows, in nats; 0 if there are none.
@@ -207,4 +232,4 @@ def tied_softmax_loss(h: Any, W: Any, b: Any, targets: Any, block_size: int | No
     Raises:
         ShapeError, DtypeError, InputError: sizes that do not fit, targets that are no ids or out of range.
     """
-    return TiedSoftmaxLoss(block_size).apply(h, W, b, targets)
+    return TiedSoftmaxLoss(block_size).apply(h, W, b, as_ids("tied_softmax_loss: targets", targets))

@@ -58,7 +58,7 @@ class Multiply(Function):
 
     def backward(self, dz):
         x, y = self.saved
-        dx = sum_to(dz * y, x.shape) if self.needs_grad(0) else None
+        dx = sum_to(dz * y, x.shape) if self.needs_grad(0) else None  # (33) of docs/lstm_backward.md
         dy = sum_to(dz * x, y.shape) if self.needs_grad(1) else None
         return dx, dy
 

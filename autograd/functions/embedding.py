@@ -7,18 +7,23 @@ from typing import Any
 from autograd.backend import get_array_module
 from autograd.errors import DtypeError, InputError, ShapeError
 from autograd.function import Function
-from autograd.variable import Variable
+from autograd.variable import Variable, as_variable
 
 
-def check_ids(name: str, ids: Any, size: int, lowest: int = 0) -> None:
-    """Raise unless `ids` are integers in [lowest, size).
+def as_ids(name: str, ids: Any) -> Variable:
+    """Ids as a constant of the graph.
 
     Raises:
         DtypeError: not integers.
-        InputError: one out of range.
     """
+    ids = as_variable(ids)
     if ids.dtype.kind not in "iu":
         raise DtypeError(f"{name} must be integer word ids; got {ids.dtype}")
+    return ids
+
+
+def check_ids(name: str, ids: Any, size: int, lowest: int = 0) -> None:
+    """Raise an InputError unless all `ids` lie in [lowest, size)."""
     if ids.size and (int(ids.min()) < lowest or int(ids.max()) >= size):
         raise InputError(
             f"{name} must lie in [{lowest}, {size}); got ids from {int(ids.min())} to {int(ids.max())}: "
@@ -52,7 +57,7 @@ class Embedding(Function):
         self.save(ids, W)
         x = W[ids]
         if self.row_scale is not None:
-            x *= self.row_scale[ids][..., None]
+            x *= self.row_scale[ids][..., None]  # (26) of docs/lstm_backward.md
         return x
 
     def backward(self, dx):
@@ -64,7 +69,7 @@ class Embedding(Function):
         rows = dx.reshape(flat.size, W.shape[1])
         if self.row_scale is not None:
             rows = rows * self.row_scale[flat][:, None]
-        add_rows(dW, flat, rows)
+        add_rows(dW, flat, rows)  # (27), on top of what a tied decoder has written
         return None, dW
 
 
@@ -84,4 +89,4 @@ def embedding(ids: Any, W: Any, row_scale: Any = None) -> Variable:
         InputError: an id outside [0, V).
         ShapeError: W is not a matrix.
     """
-    return Embedding(row_scale).apply(ids, W)
+    return Embedding(row_scale).apply(as_ids("embedding: ids", ids), W)

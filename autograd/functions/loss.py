@@ -7,7 +7,7 @@ from typing import Any
 from autograd.backend import get_array_module
 from autograd.errors import ShapeError
 from autograd.function import Function
-from autograd.functions.embedding import check_ids
+from autograd.functions.embedding import as_ids, check_ids
 from autograd.variable import Variable
 
 IGNORE = -1
@@ -75,4 +75,4 @@ def softmax_cross_entropy(logits: Any, targets: Any) -> Variable:
     Raises:
         ShapeError, DtypeError, InputError: targets that do not fit, are not integers, or out of range.
     """
-    return SoftmaxCrossEntropy().apply(logits, targets)
+    return SoftmaxCrossEntropy().apply(logits, as_ids("softmax_cross_entropy: targets", targets))

@@ -20,23 +20,23 @@ class LayerNormalization(Function):
         centred = x - x.mean(axis=-1, keepdims=True, dtype=wide)
         variance = (centred * centred).mean(axis=-1, keepdims=True, dtype=wide)
         inverse_std = 1 / get_array_module(x).sqrt(variance + variance.dtype.type(self.epsilon))
-        normalized = (centred * inverse_std).astype(x.dtype)
+        normalized = (centred * inverse_std).astype(x.dtype)  # (40) of docs/lstm_backward.md
         self.save(normalized, inverse_std, gain)
-        return normalized * gain + shift
+        return normalized * gain + shift  # (41)
 
     def backward(self, dy):
         # With z the normalised x: dx = (dz - mean(dz) - z · mean(dz · z)) / std; the two means are what
         # flows back through the mean and through the variance.
         z, inverse_std, gain = self.saved
-        dz = dy * gain
+        dz = dy * gain  # (42)
         wide = inverse_std.dtype
         dx = (
             dz
             - dz.mean(axis=-1, keepdims=True, dtype=wide)
             - z * (dz * z).mean(axis=-1, keepdims=True, dtype=wide)
-        )
+        )  # (43)
         rows = tuple(range(dy.ndim - 1))
-        return (dx * inverse_std).astype(z.dtype), (dy * z).sum(axis=rows), dy.sum(axis=rows)
+        return (dx * inverse_std).astype(z.dtype), (dy * z).sum(axis=rows), dy.sum(axis=rows)  # (44)
 
 
 def layer_normalization(x: Any, gain: Any, shift: Any, epsilon: float = 1e-5) -> Variable:

@@ -1,0 +1,108 @@
+"""What the model refuses: text, states and sizes that do not fit, each in one line that says why."""
+
+import numpy as np
+import pytest
+from model_examples import CONFIG, B, E, H, T, V
+
+from autograd import DtypeError, InputError, ShapeError
+from minilstm import LanguageModel, ModelConfig
+
+IDS = np.ones((T, B), int)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "error", "message"),
+    [
+        (IDS[:0], IDS[:0], ShapeError, "inputs must be (T, B) with at least one step; got (0, 3)"),
+        (IDS[0], IDS[0], ShapeError, "inputs must be (T, B) with at least one step; got (3,)"),
+        (IDS[None], IDS[None], ShapeError, "inputs must be (T, B) with at least one step; got (1, 5, 3)"),
+        (IDS, IDS[1:], ShapeError, "targets must be (T, B) = (5, 3) as inputs are; got (4, 3)"),
+        (IDS, IDS.ravel(), ShapeError, "targets must be (T, B) = (5, 3) as inputs are; got (15,)"),
+        (IDS, IDS * 1.0, DtypeError, "targets must be integer word ids; got float64"),
+        (IDS, IDS.astype(np.float32), DtypeError, "targets must be integer word ids; got float32"),
+        (IDS, IDS > 0, DtypeError, "targets must be integer word ids; got bool"),
+        (IDS * 1.0, IDS, DtypeError, "must be integer word ids; got float64"),
+        (IDS.astype(np.float32), IDS, DtypeError, "must be integer word ids; got float32"),
+        (
+            IDS * V,
+            IDS,
+            InputError,
+            "ids must lie in [0, 13); got ids from 13 to 13: was the text prepared with",
+        ),
+        (-IDS, IDS, InputError, "ids must lie in [0, 13); got ids from -1 to -1"),
+        (IDS, IDS * V, InputError, "targets must lie in [-1, 13); got ids from 13 to 13"),
+        (IDS, IDS * -2, InputError, "targets must lie in [-1, 13); got ids from -2 to -2"),
+    ],
+)
+def test_text_that_does_not_fit_is_refused(inputs, targets, error, message):
+    with pytest.raises(InputError) as raised:
+        LanguageModel(CONFIG)(inputs, targets)
+    assert type(raised.value) is error
+    assert message in str(raised.value)
+
+
+def state_of(*shapes, dtype=np.float32):
+    return [(np.zeros(h, dtype), np.zeros(c, dtype)) for h, c in shapes]
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "message"),
+    [
+        (
+            state_of(((B, H), (B, H))),
+            ShapeError,
+            "of shapes [(3, 6), (3, 6), (3, 4)], one per layer; got [(3, 6)]",
+        ),
+        (state_of(*[((2, H), (2, H))] * 2, ((2, E), (2, E))), ShapeError, "got [(2, 6), (2, 6), (2, 4)]"),
+        (state_of(*[((B, H), (B, H))] * 3), ShapeError, "got [(3, 6), (3, 6), (3, 6)]"),
+        (state_of(*[((B, H), (B, E))] * 2, ((B, E), (B, E))), ShapeError, "c0 must be (B, H) = (3, 6)"),
+        (
+            state_of(*[((B, H), (B, H))] * 2, ((B, E), (B, E)), dtype=np.float64),
+            DtypeError,
+            "float32, float64",
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(state, error, message):
+    with pytest.raises(error) as raised:
+        LanguageModel(CONFIG)(IDS, IDS, state)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "embedding_size", "hidden_size", "num_layers"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "3"])
+def test_a_size_below_one_is_refused(name, value):
+    sizes = {"vocab_size": V, "embedding_size": E, "hidden_size": H, "num_layers": 1, name: value}
+    with pytest.raises(InputError) as raised:
+        ModelConfig(**sizes)
+    assert str(raised.value) == f"model: {name} must be a whole number of at least 1; got {value!r}"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ModelConfig.__dataclass_fields__ if name.endswith("_keep_prob")]
+)
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.1, float("nan"), float("inf"), "0.5"])
+def test_a_dropout_outside_its_range_is_refused(name, value):
+    with pytest.raises(InputError) as raised:
+        ModelConfig(V, **{name: value})
+    assert f"{name} must be a keep probability in (0, 1], that is a dropout in [0, 1); got {value!r}" in str(
+        raised.value
+    )
+    ModelConfig(V, **{name: 1e-3})
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), None])
+def test_a_scale_that_is_none_is_refused(value):
+    with pytest.raises(InputError, match="embedding_init_scale must be a finite number above 0; got"):
+        ModelConfig(V, embedding_init_scale=value)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, bool, complex])
+def test_a_model_of_integers_is_refused(dtype):
+    with pytest.raises(DtypeError, match="model: dtype must be"):
+        LanguageModel(CONFIG, dtype=dtype)
+
+
+def test_a_configuration_is_frozen():
+    with pytest.raises(AttributeError):
+        CONFIG.vocab_size = 5

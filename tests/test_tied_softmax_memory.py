@@ -1,0 +1,79 @@
+"""The softmax loss holds a few blocks of logits, and no more for the backward pass than it may."""
+
+import contextlib
+import tracemalloc
+
+import numpy as np
+import pytest
+from softmax_examples import divide_work, example, run
+
+from autograd import Parameter, Variable, no_backprop_mode
+from minilstm import tied_softmax
+from minilstm.tied_softmax import tied_softmax_loss
+
+
+@pytest.mark.parametrize("ignored", [(), (0, 5)], ids=["all scored", "some ignored"])
+@pytest.mark.parametrize("kept_blocks", [0, 6])
+def test_only_a_few_blocks_of_logits_live_at_any_time(kept_blocks, ignored, monkeypatch):
+    N, E, V, block_size = 512, 4, 16_384, 256
+    h, W, b, targets = example(N, E, V, np.float32, ignored=ignored)
+    parameters = [Variable(h), Parameter(W), Parameter(b)]
+    logits, block = N * V * 4, N * block_size * 4
+    divide_work(monkeypatch, 2, kept_blocks * block)
+    tied_softmax_loss(*parameters, targets, block_size=block_size).backward()  # makes the gradient buffers
+    tracemalloc.start()
+    try:
+        tied_softmax_loss(*parameters, targets, block_size=block_size).backward()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert kept_blocks * block < peak < (kept_blocks + 4) * block
+    assert peak < logits / 6
+
+
+@pytest.fixture
+def exponentiated(monkeypatch):
+    """The blocks of which logits were multiplied out, one entry each time."""
+    blocks, exponentiate = [], tied_softmax._Blocks._exponentiate
+
+    def watch(self, words, out):
+        blocks.append(words)
+        exponentiate(self, words, out)
+
+    monkeypatch.setattr(tied_softmax._Blocks, "_exponentiate", watch)
+    return blocks
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("words_per_thread", "kept_per_thread"), [(0, 0), (15, 0), (30, 1), (48, 3)])
+def test_a_kept_block_is_not_multiplied_out_again(
+    words_per_thread, kept_per_thread, threads, exponentiated, monkeypatch
+):
+    """Ten blocks of 16 words, in both passes; each thread may keep its share."""
+    divide_work(monkeypatch, threads, threads * words_per_thread * 13 * 8)
+    run(tied_softmax_loss, *example(N=13, V=160), block_size=16)
+    assert len(exponentiated) == 2 * 10 - threads * kept_per_thread
+
+
+def test_nothing_is_kept_for_a_pass_that_will_not_come(monkeypatch):
+    kept, sums_of_exp = [], tied_softmax._Blocks.sums_of_exp
+
+    def watch(self, **options):
+        sums = sums_of_exp(self, **options)
+        kept.append(len(self._kept))
+        return sums
+
+    monkeypatch.setattr(tied_softmax._Blocks, "sums_of_exp", watch)
+    for mode in (contextlib.nullcontext, no_backprop_mode):
+        with mode():
+            tied_softmax_loss(*example())
+    assert kept == [1, 0]
+
+
+def test_evaluation_saves_nothing():
+    h, W, b, targets = example()
+    variables = [Variable(value) for value in (h, W, b)]
+    with no_backprop_mode():
+        loss = tied_softmax_loss(*variables, targets)
+    assert loss.creator is None
+    assert loss.item() == tied_softmax_loss(*variables, targets).item()
