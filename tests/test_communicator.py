@@ -1,5 +1,6 @@
 """The communicator's collectives against NumPy, on real MPI ranks, and how ranks end together."""
 
+import os
 import time
 
 import numpy as np
@@ -25,6 +26,11 @@ expected = np.mean(np.stack(ranks_values), axis=0, dtype=np.float64)
 assert mean.dtype == np.float32 and np.abs(mean - expected).max() < 1e-6, np.abs(mean - expected).max()
 digest = np.frombuffer(hashlib.blake2b(mean.tobytes(), digest_size=4).digest(), np.uint32).astype(np.float64)
 assert comm.allreduce_sum(digest) == comm.size * digest, "the ranks' means differ in bits"
+
+for _ in range(10):  # what arrives first must not be added first
+    again = ranks_values[comm.rank].copy()
+    comm.allreduce_mean_(again)
+    assert again.tobytes() == mean.tobytes(), "the same values have another mean"
 
 assert comm.allreduce_sum([comm.rank, 1]).tolist() == [sum(range(comm.size)), comm.size]
 
@@ -138,6 +144,26 @@ def test_sys_exit_on_one_rank_ends_all_with_its_status():
 def test_a_good_end_on_all_ranks_is_status_0():
     result, _ = run_main(2, "sys.stdout.write('done\\n')")
     assert (result.returncode, result.stdout, result.stderr) == (0, "done\ndone\n", "")
+
+
+def test_many_ranks_on_few_cores_do_not_starve_each_other():
+    """MPI's own busy waiting takes about a second for each of these."""
+    code = "import numpy as np\nfrom train.communicator import get_communicator\n"
+    code += "flat = np.ones(200_000, np.float32)\n"
+    code += "for _ in range(50): get_communicator().allreduce_mean_(flat)"
+    result = run_ranks(4, code, timeout=20)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="Linux tells what is mapped")
+def test_a_run_that_is_killed_leaves_no_shared_memory():
+    code = "import sys\nfrom train.communicator import get_communicator\nget_communicator()\n"
+    code += "lines = open('/proc/self/maps').read().splitlines()\n"
+    code += (
+        "assert not [line for line in lines if '/dev/shm/' in line and not line.endswith('(deleted)')], lines"
+    )
+    result = run_ranks(2, code)
+    assert result.returncode == 0, result.stderr
 
 
 WITHOUT_MPI4PY = "import sys\nsys.modules['mpi4py'] = None  # any import of it fails\n"

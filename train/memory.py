@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autograd.parallel import num_threads
 from minilstm import ModelConfig
-from minilstm.tied_softmax import block_size_for
+from minilstm.tied_softmax import BLOCK_WORDS, KEPT_BYTES
 from train.config import TrainConfig
 
 FLOAT_BYTES = 4
@@ -27,8 +27,8 @@ def memory_parts(model: ModelConfig, train: TrainConfig, rows: int) -> dict[str,
         weights = 4 * units * (inputs + 2 * units)  # halved copies, the masked matrix
         activations += steps * (4 * units + 3 * units + units)  # gates; h, c, tanh(c); the dropped output
         largest_backward = max(largest_backward, steps * (5 * units + inputs) + 2 * weights)
-    block = steps * block_size_for(steps, FLOAT_BYTES)
-    softmax = num_threads() * (block + 2 * steps * model.embedding_size)
+    kept = min(KEPT_BYTES // FLOAT_BYTES, steps * model.vocab_size)
+    softmax = kept + num_threads() * steps * (BLOCK_WORDS + 2 * model.embedding_size)
     return {
         "parameters": parameters * FLOAT_BYTES,
         "gradients": parameters * FLOAT_BYTES,
