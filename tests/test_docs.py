@@ -1,0 +1,187 @@
+"""The documents hold what they promise: equations stand in the code, examples run, links lead somewhere."""
+
+import ast
+import doctest
+import importlib
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DERIVATION = ROOT / "docs" / "lstm_backward.md"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+SOURCES = sorted(path for package in ("autograd", "minilstm") for path in (ROOT / package).rglob("*.py"))
+
+REFERENCE = re.compile(r"(?<!\w)\((\d{1,2})\)(?: to \((\d{1,2})\))?")
+TAG = re.compile(r"\\tag\{(\d+)\}")
+TABLE_ROW = re.compile(r"^\| (\(\d.*?) \| \[([\w/.]+\.py)\]", re.MULTILINE)
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def references(text):
+    """The equation numbers named in a text: (7), and all of (20) to (25)."""
+    pairs = [(int(first), int(last or first)) for first, last in REFERENCE.findall(text)]
+    return {number for first, last in pairs for number in range(first, last + 1)}
+
+
+def without_fences(document):
+    return FENCE.sub("", document)
+
+
+def numbers_by_file(document):
+    """What the table at the derivation's head says: file -> the equations computed in it."""
+    return {file: references(equations) for equations, file in TABLE_ROW.findall(document)}
+
+
+def comments(source):
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return "\n".join(token.string for token in tokens if token.type == tokenize.COMMENT)
+
+
+def docstrings(source):
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+    return "\n".join(ast.get_docstring(node) or "" for node in nodes)
+
+
+def faults_of_document(document):
+    """What does not fit within the derivation itself, a line each."""
+    tags = [int(tag) for tag in TAG.findall(document)]
+    placed = set().union(*numbers_by_file(document).values())
+    if tags != sorted(set(tags)):
+        yield f"equations must be numbered upwards, each once; got {tags}"
+    yield from (f"({number}) is in no row of the table" for number in sorted(set(tags) - placed))
+    unknown = placed | references(without_fences(document))
+    yield from (f"({number}) is named but never derived" for number in sorted(unknown - set(tags)))
+
+
+def faults_of_source(file, source, document):
+    """What does not fit between a source file and the derivation, a line each."""
+    expected = numbers_by_file(document).get(file, set())
+    in_comments = references(comments(source))
+    yield from (f"no comment in {file} names ({number})" for number in sorted(expected - in_comments))
+    unknown = (in_comments | references(docstrings(source))) - expected
+    yield from (f"{file} names ({number}), but the table does not" for number in sorted(unknown))
+
+
+def test_the_equations_are_numbered_and_placed():
+    document = DERIVATION.read_text(encoding="utf-8")
+    assert list(faults_of_document(document)) == []
+    assert [file for file in numbers_by_file(document) if not (ROOT / file).is_file()] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_equations_and_code_are_partners(path):
+    document = DERIVATION.read_text(encoding="utf-8")
+    assert list(faults_of_source(relative(path), path.read_text(encoding="utf-8"), document)) == []
+
+
+TINY = "| (1), (2) | [m/a.py](../m/a.py) |\n\nBy (1)\n```math\nx \\tag{1}\ny \\tag{2}\n```\n"
+
+
+@pytest.mark.parametrize(
+    ("document", "fault"),
+    [
+        (TINY.replace("\\tag{2}", "\\tag{3}"), "(3) is in no row"),
+        (TINY.replace("\\tag{2}", ""), "(2) is named but never derived"),
+        (TINY.replace("By (1)", "By (7)"), "(7) is named but never derived"),
+        (TINY.replace("\\tag{2}", "\\tag{2} \\tag{1}"), "numbered upwards"),
+    ],
+)
+def test_a_fault_of_the_document_is_seen(document, fault):
+    assert list(faults_of_document(TINY)) == []
+    assert fault in "\n".join(faults_of_document(document))
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("x = 1  # (1)", "no comment in m/a.py names (2)"),
+        ('"""(1) and (2)."""\nx = 1  # (1)', "no comment in m/a.py names (2)"),
+        ("x = 1  # (1) to (3)", "m/a.py names (3), but"),
+        ('def f():\n    """By (4)."""\n    # (1)\n    # (2)', "m/a.py names (4), but"),
+    ],
+)
+def test_a_missing_partner_is_seen(source, fault):
+    assert list(faults_of_source("m/a.py", "x = 1  # (1)\ny = f(3)  # (2), see above", TINY)) == []
+    assert list(faults_of_source("m/b.py", "x = f(3)", TINY)) == []
+    found = list(faults_of_source("m/a.py", source, TINY))
+    assert len(found) == 1
+    assert fault in found[0]
+
+
+def python_blocks(document):
+    """(first line, code) of every fenced block of Python."""
+    fences = [match for match in FENCE.finditer(document) if match[1] in ("python", "pycon")]
+    return [(document.count("\n", 0, match.start()) + 1, match[2]) for match in fences]
+
+
+def run_blocks(name, document):
+    """Run a document's Python from top to bottom in one namespace; returns the number of failed examples."""
+    names = {"__name__": name}
+    runner = doctest.DocTestRunner(verbose=False)
+    for line, code in python_blocks(document):
+        if ">>>" in code:
+            test = doctest.DocTestParser().get_doctest(code, {}, name, name, line)
+            test.globs = names
+            runner.run(test, clear_globs=False)
+        else:
+            exec(compile(code, f"{name}, line {line}", "exec"), names)
+    return runner.summarize(verbose=False).failed
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_code_in_documents_runs(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run_blocks(relative(path), path.read_text(encoding="utf-8")) == 0
+
+
+def test_code_that_is_wrong_fails():
+    assert run_blocks("right", "```python\n>>> x = 2\n>>> x\n2\n```\n") == 0
+    assert run_blocks("wrong", "```python\n>>> x = 2\n>>> x\n3\n```\n") == 1
+    with pytest.raises(ZeroDivisionError):
+        run_blocks("plain", "```python\nx = 0\n```\n\n```python\n1 / x\n```\n")
+
+
+def test_the_worked_example_is_found():
+    assert len(python_blocks(DERIVATION.read_text(encoding="utf-8"))) >= 4
+
+
+def with_examples():
+    return [path for path in SOURCES if ">>>" in docstrings(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("path", with_examples(), ids=relative)
+def test_examples_in_docstrings(path):
+    name = relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_both_packages_open_with_an_example():
+    assert {"autograd/__init__.py", "minilstm/__init__.py"} <= {relative(path) for path in with_examples()}
+
+
+def dead_links(path, document):
+    """Relative links of a document at `path` to files that are not there."""
+    targets = [link.split("#")[0] for link in LINK.findall(without_fences(document)) if "://" not in link]
+    return [target for target in targets if target and not (path.parent / target).exists()]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_links_lead_somewhere(path):
+    assert dead_links(path, path.read_text(encoding="utf-8")) == []
+
+
+def test_a_dead_link_is_seen():
+    links = "[a](test_docs.py) [b](gone.py) [c](#here) [d](https://example.org/gone.py) ![e](gone.png)"
+    assert dead_links(Path(__file__), links) == ["gone.py", "gone.png"]
