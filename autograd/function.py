@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from typing import Any
 
@@ -38,8 +39,8 @@ class Function:
 
     @property
     def label(self) -> str:
-        """The operation's name in errors and drawings."""
-        return type(self).__name__
+        """The operation's name in errors and drawings: LayerNormalization is layer_normalization."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
 
     def apply(self, *inputs: Any) -> Any:
         """Run `forward` on variables or arrays; returns a Variable, or a tuple of them."""

@@ -12,7 +12,7 @@ import numpy as np
 
 import autograd.functions as F
 from autograd import Function, Variable
-from autograd.functions.activation import Exp, Log, ReLU, Sigmoid, Tanh
+from autograd.functions.activation import Exp, Log, Relu, Sigmoid, Tanh
 from autograd.functions.arithmetic import Add, Divide, Multiply, Negate, Power, Subtract
 from autograd.functions.array import (
     BroadcastTo,
@@ -24,7 +24,7 @@ from autograd.functions.array import (
     Transpose,
 )
 from autograd.functions.embedding import Embedding
-from autograd.functions.linear import Linear, MatMul
+from autograd.functions.linear import Linear, Matmul
 from autograd.functions.loss import LogSoftmax, SoftmaxCrossEntropy
 from autograd.functions.normalization import LayerNormalization
 from autograd.functions.reduction import Mean, Sum
@@ -83,7 +83,7 @@ def elementwise():
         for kind, function in ((Exp, F.exp), (Sigmoid, F.sigmoid), (Tanh, F.tanh), (Negate, F.negate)):
             yield Case(kind, function, [normal(*shape)])
         yield Case(Log, F.log, [positive(*shape)])
-        yield Case(ReLU, F.relu, [away_from_zero(*shape)])
+        yield Case(Relu, F.relu, [away_from_zero(*shape)])
         for exponent in (3, 0.5, -1, 1, 0):
             yield Case(Power, functools.partial(F.power, exponent=exponent), [positive(*shape)])
         yield Case(Multiply, lambda x: F.dropout(x, 0.5, np.random.default_rng(0)), [normal(*shape)])
@@ -150,7 +150,7 @@ def products():
         ((2, 3), (3, 4)), ((1, 1), (1, 1)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4)), ((0, 3), (3, 4)),
         ((5, 1, 2, 3), (4, 3, 1)), ((0, 2, 3), (3, 4)), ((2, 0), (0, 3)), ((1, 2, 3), (5, 3, 2)),
     ):  # fmt: skip
-        yield Case(MatMul, F.matmul, [normal(*x), normal(*y, seed=1)])
+        yield Case(Matmul, F.matmul, [normal(*x), normal(*y, seed=1)])
     for x in ((2, 3), (3,), (1, 3), (0, 3), (4, 2, 3), (4, 0, 3)):
         yield Case(Linear, F.linear, [normal(*x), normal(4, 3)])
         yield Case(Linear, F.linear, [normal(*x), normal(4, 3), normal(4)])

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from autograd.errors import InputError
 from train.checked_types import Sections, choices_of, plain_type
@@ -38,9 +38,16 @@ _FLAG_HELP = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint ends all ranks as one, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help lists the flags")
+
+
 def argument_parser(prog: str = "python -m train.wt103") -> argparse.ArgumentParser:
     """The parser of the flags that stay; a command may add its own before it calls `config_from_args`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog,
         description="Train the tied LSTM language model, on one process or under mpirun on many.",
         epilog=_epilog(),

@@ -53,7 +53,7 @@ class Tanh(Function):
         return dy * (1 - y * y)
 
 
-class ReLU(Function):
+class Relu(Function):
     def forward(self, x):
         y = get_array_module(x).maximum(x, 0)
         self.save(y)
@@ -86,4 +86,4 @@ def tanh(x: Any) -> Variable:
 
 def relu(x: Any) -> Variable:
     """max(x, 0), elementwise; the derivative at 0 is taken as 0."""
-    return ReLU().apply(x)
+    return Relu().apply(x)

@@ -29,7 +29,7 @@ def matmul_into(function: Function, index: int, x: Any, y: Any) -> Any:
     return target
 
 
-class MatMul(Function):
+class Matmul(Function):
     def forward(self, x, y):
         if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
             raise ShapeError(f"matmul: shapes must be (…, m, k) and (…, k, n); got {x.shape} and {y.shape}")
@@ -68,7 +68,7 @@ def matmul(x: Any, y: Any) -> Variable:
     Raises:
         ShapeError: fewer than two axes, or inner sizes that differ.
     """
-    return MatMul().apply(x, y)
+    return Matmul().apply(x, y)
 
 
 def linear(x: Any, W: Any, b: Any = None) -> Variable:
