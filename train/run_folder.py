@@ -78,7 +78,8 @@ class Position:
     epoch: int = 0  # epochs finished
     window: int = 0  # windows of the current epoch done
     tokens: int = 0  # targets trained on, over all ranks
-    loss_sum: float = 0.0  # of the steps since the last row of metrics.jsonl
+    loss_sum: float = 0.0  # of the steps since the last row of metrics.jsonl,
+    loss_steps: int = 0  # and how many those are
     seconds: float = 0.0  # spent in training, over all resumptions
     best: dict[str, Any] | None = None  # the evaluation with the lowest validation loss, and its step
 

@@ -133,18 +133,18 @@ class TrainingRun:
             )
         self.state = result.state
         position.step, position.window = position.step + 1, position.window + 1
-        position.tokens, position.loss_sum = position.tokens + tokens, position.loss_sum + result.loss
+        position.tokens += tokens
+        position.loss_sum, position.loss_steps = position.loss_sum + result.loss, position.loss_steps + 1
         if position.window == len(self.batches):
             position.epoch, position.window, self.state = position.epoch + 1, 0, None
 
     def _log(self, result: StepResult, learning_rate: float) -> None:
         """A row of metrics.jsonl every `log_every` steps: the mean loss since the last one."""
-        position, every = self.position, self.train_config.log_every
-        since_last = position.step % every or every
-        if position.step % every and position.step != self.total_steps:
+        position = self.position
+        if position.step % self.train_config.log_every and position.step != self.total_steps:
             return
-        loss = position.loss_sum / since_last
-        position.loss_sum = 0.0
+        loss = position.loss_sum / position.loss_steps
+        position.loss_sum, position.loss_steps = 0.0, 0
         row = {
             "kind": "train",
             "step": position.step,
