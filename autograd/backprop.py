@@ -34,7 +34,7 @@ def backward(root: Variable, gradient: Any = None, retain_graph: bool = False) -
     ready = [root.creator]
     while ready:
         function = ready.pop()
-        function.saved_is_needed_again = retain_graph
+        function.begin_backward(retain_graph)
         for node, grad in _input_gradients(function, gradients):
             if grad is not None:
                 _deliver(node, grad, gradients)

@@ -72,6 +72,11 @@ class Function:
                 "convert with autograd.functions.cast"
             )
 
+    def begin_backward(self, retain_graph: bool) -> None:
+        """Called before each `backward`: are the saved arrays needed again? No target is written yet."""
+        self.saved_is_needed_again = retain_graph
+        self._targets: dict[int, Any] = {}
+
     def save(self, *arrays: Any) -> None:
         """Keep arrays for `backward`; they are released after it unless the graph is retained."""
         self._saved = arrays
@@ -105,13 +110,16 @@ class Function:
 
         For a parameter this is its own gradient buffer: large gradients are written in place, block by
         block. An unwritten one must be written over, a written one added to; then `backward` returns it.
-        For any other input it is a new array of the shape and dtype of `like`.
+        For any other input it is an array of its own, of the dtype of `like`; asked for again, it is written.
         """
         node = self.inputs[index]
         owner = node.owner if node.creator is None and node.requires_grad else None
         if owner is not None:
             return owner.grad_target()
-        return get_array_module(like).empty(node.shape, like.dtype), True
+        unwritten = index not in self._targets
+        if unwritten:
+            self._targets[index] = get_array_module(like).empty(node.shape, like.dtype)
+        return self._targets[index], unwritten
 
     def check_shape(self, name: str, shape: tuple[int, ...], expected: tuple[int, ...], because: str) -> None:
         """Raise a ShapeError in the caller's words unless the shape is the expected one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from autograd.backend import get_array_module
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
+_THREAD_NAME = "autograd"
 MIN_PARALLEL_PRODUCT = 500_000_000
 """Multiplications of one product below which a second thread costs more than it brings."""
 
@@ -43,7 +45,7 @@ def num_threads() -> int:
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(num_threads(), thread_name_prefix="autograd")
+    return ThreadPoolExecutor(num_threads(), thread_name_prefix=_THREAD_NAME)
 
 
 @contextmanager
@@ -65,8 +67,8 @@ def run_parts(function: Callable[[Part], Result], parts: Sequence[Part]) -> list
     however the threads are scheduled. The first part runs in the calling thread; the others see its modes
     and its numpy.errstate. All of them have ended when it returns, or raises what a part has raised.
     """
-    if len(parts) == 1:
-        return [function(parts[0])]
+    if len(parts) == 1 or threading.current_thread().name.startswith(_THREAD_NAME):
+        return [function(part) for part in parts]  # one of our threads must not wait for another
     with _single_threaded_blas():
         others = [_pool().submit(contextvars.copy_context().run, function, part) for part in parts[1:]]
         try:

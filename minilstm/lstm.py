@@ -8,6 +8,7 @@ on the arriving gradient is computed for all steps at once.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from autograd import Function, ShapeError, Variable
 from autograd.backend import get_array_module
 from autograd.functions.linear import column_sums, matmul_into
 from autograd.parallel import matmul_rows, num_threads, run_parts, split_range
-from minilstm.lstm_kernels import RecurrentProduct, batch_parts
+from minilstm.lstm_kernels import RecurrentProduct, batch_parts, cut, run_beside
 
 GATES = ("i", "f", "g", "o")
 """Input, forget, candidate, output: how the gates are stacked on axis 0 of the weights (as PyTorch does)."""
@@ -28,8 +29,8 @@ class LSTM(Function):
         T, B, H = _checked_sizes(x, h0, c0, W_ih, W_hh, b)
         xp = get_array_module(x)
         factor, shift = _sigmoid_from_tanh(xp, H, x.dtype)
-        gates = matmul_rows(x.reshape(T * B, x.shape[2]), (W_ih * factor[:, None]).T).reshape(T, B, 4 * H)
-        gates += b * factor
+        W_ih_T, bias = (W_ih * factor[:, None]).T, b * factor
+        gates = xp.empty((T, B, 4 * H), x.dtype)
         h = xp.empty((T + 1, B, H), x.dtype)
         c = xp.empty((T + 1, B, H), x.dtype)
         tanh_c = xp.empty((T, B, H), x.dtype)
@@ -37,9 +38,14 @@ class LSTM(Function):
         parts = batch_parts(x, B, H)
         times_W_hh = RecurrentProduct((W_hh * factor[:, None]).T, rows=-(-B // len(parts)))
 
-        def run(rows: slice) -> None:
+        def project(steps: slice) -> None:
+            z = gates[steps].reshape(-1, 4 * H)
+            matmul_rows(x[steps].reshape(-1, x.shape[2]), W_ih_T, out=z)
+            z += bias
+
+        def run(rows: slice, steps: slice) -> None:
             recurrent = xp.empty_like(gates[0, rows])
-            for t in range(T):
+            for t in range(steps.start, steps.stop):
                 z, tc = gates[t, rows], tanh_c[t, rows]
                 z += times_W_hh(h[t, rows], out=recurrent)  # (1)
                 xp.tanh(z, out=z)  # (3), and half of (2)
@@ -51,7 +57,10 @@ class LSTM(Function):
                 xp.tanh(c_t, out=tc)
                 xp.multiply(o, tc, out=h[t + 1, rows])  # (5)
 
-        run_parts(run, parts)
+        pieces = cut(T, 0.4, parts)
+        project(pieces[0])
+        for steps, following in zip(pieces, [*pieces[1:], None], strict=True):
+            run_beside(run, parts, steps, following and functools.partial(project, following))
         self.save(x, W_ih, W_hh, gates, h, c, tanh_c)
         return h[1:], h[T], c[T]
 
@@ -66,10 +75,10 @@ class LSTM(Function):
         parts = batch_parts(x, B, H)
         times_W_hh = RecurrentProduct(W_hh, rows=-(-B // len(parts)))
 
-        def run(rows: slice) -> None:
+        def run(rows: slice, steps: slice) -> None:
             dh_t, dc_t = dh[rows], dc[rows]
             through_h = xp.empty_like(dh_t)
-            for t in reversed(range(T)):
+            for t in reversed(range(steps.start, steps.stop)):
                 dz_t = dz[t, rows]
                 if dy is not None:
                     dh_t += dy[t, rows]  # (6)
@@ -79,12 +88,22 @@ class LSTM(Function):
                 dc_t *= f[t, rows]  # (10)
                 times_W_hh(dz_t.reshape(-1, 4 * H), out=dh_t)  # (11)
 
-        run_parts(run, parts)
-        dz = dz.reshape(T * B, 4 * H)
-        dx = matmul_rows(dz, W_ih).reshape(x.shape) if self.needs_grad(0) else None  # (12)
-        dW_ih = matmul_into(self, 3, dz.T, x.reshape(T * B, x.shape[2]))  # (13)
-        dW_hh = matmul_into(self, 4, dz.T, h[:T].reshape(T * B, H))  # (14)
-        return dx, dh, dc, dW_ih, dW_hh, column_sums(dz)  # (15)
+        dx = xp.empty_like(x) if self.needs_grad(0) else None
+
+        def products(steps: slice) -> tuple[Any, Any]:
+            dz_rows = dz[steps].reshape(-1, 4 * H)
+            x_rows = x[steps].reshape(-1, x.shape[2])
+            h_rows = h[steps].reshape(-1, H)  # h[t] is what goes into step t
+            if dx is not None:
+                matmul_rows(dz_rows, W_ih, out=dx[steps].reshape(x_rows.shape))  # (12)
+            dW_ih = matmul_into(self, 3, dz_rows.T, x_rows)  # (13)
+            return dW_ih, matmul_into(self, 4, dz_rows.T, h_rows)  # (14)
+
+        pieces = cut(T, 0.65, parts)[::-1]
+        for steps, before in zip(pieces, [None, *pieces[:-1]], strict=True):
+            run_beside(run, parts, steps, before and functools.partial(products, before))
+        dW_ih, dW_hh = products(pieces[-1])
+        return dx, dh, dc, dW_ih, dW_hh, column_sums(dz.reshape(T * B, 4 * H))  # (15)
 
 
 def _sigmoid_from_tanh(xp: Any, H: int, dtype: Any) -> tuple[Any, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from autograd.backend import get_array_module
-from autograd.parallel import num_threads, split_range
+from autograd.parallel import num_threads, run_parts, split_range
 
 PANEL_WIDTH = 32
 SMALL_PRODUCT = 1_000_000
@@ -80,3 +82,26 @@ def batch_parts(x: Any, B: int, H: int) -> list[slice]:
     """The rows of the batch that each thread takes through all steps; rows never meet inside an LSTM."""
     worthwhile = get_array_module(x) is np and 2 * B * 4 * H * H >= MIN_PARALLEL_WORK
     return split_range(B, num_threads() if worthwhile else 1)
+
+
+def cut(T: int, share: float, parts: list[slice]) -> list[slice]:
+    """All steps; in two pieces, the first with this share of them, if the time loop leaves a core idle.
+
+    The products with the inputs, or those for the weights, can then be made for one piece while the loop,
+    which is too small for two threads, runs over the other.
+    """
+    middle = round(T * share)
+    if len(parts) > 1 or num_threads() == 1 or not 0 < middle < T:
+        return [slice(0, T)]
+    return [slice(0, middle), slice(middle, T)]
+
+
+def run_beside(
+    run: Callable[[slice, slice], None],
+    parts: list[slice],
+    steps: slice,
+    task: Callable[[], Any] | None = None,
+) -> None:
+    """run(rows, steps) for all parts of the batch, and `task` beside it; all have ended when it returns."""
+    works: list[Callable[[], Any]] = [functools.partial(run, rows, steps) for rows in parts]
+    run_parts(lambda work: work(), works + ([task] if task else []))

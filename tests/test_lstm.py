@@ -276,3 +276,16 @@ def test_two_precisions_do_not_meet():
     inputs[1] = inputs[1].astype(np.float32)
     with pytest.raises(DtypeError, match="float64, float32"):
         lstm(*inputs)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_weights_that_are_not_leaves_get_their_whole_gradient(threads, monkeypatch):
+    """As under DropConnect; with an idle core, the gradients are built from two pieces of the time."""
+    monkeypatch.setattr(lstm_kernels, "num_threads", lambda: threads)
+    rng = np.random.default_rng(0)
+    shapes = ((6, 3, 5), (3, 2), (3, 2), (8, 5), (8, 2), (8,))
+    mask = rng.integers(0, 2, (8, 2)) * 2.0
+    check_backward(
+        lambda x, h, c, W_ih, W_hh, b: lstm(x, h, c, W_ih * 0.5, W_hh * mask, b),
+        [rng.standard_normal(shape) for shape in shapes],
+    )
