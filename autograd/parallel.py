@@ -30,8 +30,10 @@ MIN_PARALLEL_PRODUCT = 500_000_000
 @functools.cache
 def _blas() -> tuple[Any, int]:
     """NumPy's BLAS as threadpoolctl sees it (or None), and the threads that it was given."""
-    from threadpoolctl import ThreadpoolController
-
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:  # then BLAS keeps its own threads, and there are none of ours
+        return None, 1
     libraries = ThreadpoolController().select(user_api="blas").lib_controllers
     numpys = [library for library in libraries if "numpy" in library.filepath]
     blas = (numpys or libraries or [None])[0]

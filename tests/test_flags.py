@@ -80,7 +80,7 @@ def test_the_preset_is_wt103_unless_named(tmp_path):
         (["--set", "encoder_emb_keep_prob=1.5"], "encoder_emb_keep_prob"),
         (["--seed", "-1"], "command line: seed must be a whole number from 0"),
         (["--config", "absent.toml"], "absent.toml: cannot be read"),
-        (["--resume"], "--resume needs --run-dir"),
+        (["--resume"], "runs/wikitext-103-wt103/config.toml is not there; name the run by --run-dir"),
         (["--resume", "--run-dir", "absent"], "absent/config.toml is not there"),
     ],
 )

@@ -184,15 +184,16 @@ def test_prepare_never_overwrites_another_data_set_unasked(tmp_path):
     assert words_of(path, "train") == ["other", "text", "now", "<eos>"]
 
 
-def test_ensure_prepared_follows_the_text_and_keeps_the_minimum_count(tmp_path):
+def test_ensure_prepared_keeps_the_minimum_count_and_refuses_other_text(tmp_path):
     folder = write_wikitext(tmp_path / "text")
     path = prepare(folder, data_dir=tmp_path, min_count=2)
     before = change(path)
     ensure_prepared(folder, tmp_path)
     assert change(path) == before
     write_wikitext(folder, train=b"x x y\n")
-    ensure_prepared(folder, tmp_path)
-    assert words_of(path, "train") == ["x", "x", "<unk>", "<eos>"]
+    with pytest.raises(InputError, match=r"made from other text.*; give --data .*text.h5 to use it as it is"):
+        ensure_prepared(folder, tmp_path)
+    assert change(path) == before
 
 
 def test_what_is_no_data_set_is_never_overwritten(tmp_path):

@@ -183,7 +183,7 @@ def refused(tmp_path, *arguments):
         (["--device", "cuda"], "device cuda needs|this version trains on cpu alone"),
         (["--precision", "mixed"], "this version trains in float32 alone"),
         (["--data", "no-such-text"], "no-such-text"),
-        (["--resume"], "config.toml is not there; start the run without --resume"),
+        (["--resume"], "config.toml is not there; name the run by --run-dir, or start without --resume"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_written(tmp_path, monkeypatch, arguments, message):
@@ -239,3 +239,53 @@ def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint(text):
     assert result.returncode == 2
     assert "error: training diverged at step" in result.stderr
     assert "lower learning_rate or clip_norm" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def half_done(text):
+    run = text.parent / "half"
+    train_tiny(1, text, run, "--max-steps", "6", save_every=3)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--set", "window=9"], "window 7 there, 9 here"),
+        (["--set", "batch_size=4"], "batch_size 8 there, 4 here"),
+        (["--seed", "5"], "seed 0 there, 5 here"),
+        (["--max-steps", "5"], "has made 6 steps, more than the 5"),
+    ],
+)
+def test_a_resumed_run_must_be_the_same_run(half_done, text, monkeypatch, change, message):
+    monkeypatch.setenv("MINILSTM_DATA", str(text.parent / "prepared"))
+    before = {path: path.read_bytes() for path in half_done.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=message):
+        main(["--run-dir", str(half_done), "--resume", *change])
+    assert {path: path.read_bytes() for path in half_done.rglob("*") if path.is_file()} == before
+
+
+def test_a_kill_between_best_and_latest_loses_nothing(text, monkeypatch):
+    """best.h5 is then of a later step than latest.h5: the resumed run comes to that step again."""
+    monkeypatch.setenv("MINILSTM_DATA", str(text.parent / "prepared"))
+    run, whole = text.parent / "between", text.parent / "between-whole"
+    for folder in (run, whole):
+        train_tiny(1, text, folder, "--max-steps", "12", evaluate_every=4, save_every=2)
+    latest, best = (run / "checkpoints" / f"{name}.h5" for name in ("latest", "best"))
+    kept = best.read_bytes()
+    train_tiny(1, text, text.parent / "shorter", "--max-steps", "10", evaluate_every=4, save_every=2)
+    latest.write_bytes((text.parent / "shorter" / "checkpoints" / "latest.h5").read_bytes())
+    best.write_bytes(kept)
+    assert main(["--run-dir", str(run), "--resume"]) == 0
+    results = [json.loads((folder / "result.json").read_text()) for folder in (run, whole)]
+    for split in ("valid", "test"):
+        assert results[0][split]["loss"] == results[1][split]["loss"]
+    assert_equal_bits(run, whole)
+
+
+def test_a_second_process_may_not_go_on_with_the_same_run(half_done, text, monkeypatch):
+    from train.files import exclusive_lock
+
+    monkeypatch.setenv("MINILSTM_DATA", str(text.parent / "prepared"))
+    with exclusive_lock(half_done), pytest.raises(InputError, match="another process"):
+        main(["--run-dir", str(half_done), "--resume", "--max-steps", "9"])

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Seconds of a run over all its resumptions, and tokens per second between two questions.
+    """Seconds that a run has trained over all its resumptions, and tokens per second between two questions.
 
     Args:
         seconds: spent before this process.
@@ -20,7 +20,7 @@ class Clock:
         self._last, self._last_tokens = time.monotonic(), tokens
 
     def seconds(self) -> float:
-        """Of the whole run."""
+        """In training, of the whole run."""
         return time.monotonic() - self._began
 
     def tokens_per_second(self, tokens: int) -> float:
@@ -32,7 +32,8 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Context whose time is not training and does not count for the speed."""
+        """Context whose time is not training and does not count."""
         began = time.monotonic()
         yield
-        self._last += time.monotonic() - began
+        paused = time.monotonic() - began
+        self._began, self._last = self._began + paused, self._last + paused

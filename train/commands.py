@@ -40,15 +40,19 @@ def _outcome(main: Callable[[], int | None]) -> tuple[str, int]:
         return "", status
     except InputError as error:
         return f"error: {_rank_if_not_root()}{_one_line(error)}", INPUT_ERROR_STATUS
+    except BrokenPipeError:
+        _discard_stdout()
+        return "", 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return f"error: {error.filename}: {(error.strerror or str(error)).lower()}", INPUT_ERROR_STATUS
     except SystemExit as exit:
         if exit.code is None or isinstance(exit.code, int):
             return "", exit.code or 0
         return str(exit.code), 1
     except KeyboardInterrupt:
         return "", 128 + signal.SIGINT
-    except BrokenPipeError:
-        _discard_stdout()
-        return "", 128 + signal.SIGPIPE
 
 
 def _one_line(error: Exception) -> str:

@@ -18,8 +18,10 @@ from minilstm import LanguageModel, detach
 from train.batches import Read
 from train.communicator import Communicator, get_communicator
 from train.log import progress
+from train.parser import Parser
 
 PROTOCOL = "state carried through the split"
+"""Exact with one row. Several rows start from the state that the last words before them leave."""
 WARM_UP = 1024
 """Tokens that each row reads before its own part, unscored: its state is then the one long stream's."""
 
@@ -101,7 +103,7 @@ def _score(model: LanguageModel, rows: list[_Row], window: int, description: str
     begins = np.array([warm_up - row.warm_up for row in rows])  # where each row's text starts
 
     total, count, state = 0.0, 0, model.initial_state(len(rows))
-    bar = progress(length, description or "", "steps", enabled=description is not None)
+    bar = progress(length, description or "", "steps", enabled=description is not None, leave=False)
     with no_backprop_mode(), evaluation_mode(), bar:
         for start, stop in _cuts(length, window, set(begins.tolist())):
             for h, c in state:
@@ -130,9 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     from train.prepare import ensure_prepared
     from train.run_folder import BEST, LATEST, load_trained
 
-    parser = argparse.ArgumentParser(
-        prog="python -m train.evaluate", description=(__doc__ or "").partition(": ")[2]
-    )
+    parser = Parser(prog="python -m train.evaluate", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run")
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
     parser.add_argument("--checkpoint", choices=(BEST, LATEST), default=BEST, help="default: best")

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import textwrap
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from autograd.errors import InputError
 from train.checked_types import Sections, choices_of, plain_type
@@ -26,6 +26,7 @@ from train.config import (
     sections_of,
     tomllib,
 )
+from train.parser import Parser
 
 # Fields of TrainConfig that are changed so often that each has its own flag; --set reaches all the others.
 _FLAG_HELP = {
@@ -38,16 +39,9 @@ _FLAG_HELP = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaint ends all ranks as one, in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; {self.prog} --help lists the flags")
-
-
 def argument_parser(prog: str = "python -m train.wt103") -> argparse.ArgumentParser:
     """The parser of the flags that stay; a command may add its own before it calls `config_from_args`."""
-    parser = _Parser(
+    parser = Parser(
         prog=prog,
         description="Train the tied LSTM language model, on one process or under mpirun on many.",
         epilog=_epilog(),
@@ -95,10 +89,11 @@ def config_from_args(
 
     layers = (config_file, settings, flags)
     named = [layer["train"]["preset"] for layer in reversed(layers) if "preset" in layer["train"]]
-    base = _resumed(args, named) if args.resume else load_preset(named[0] if named else DEFAULT_PRESET)
-    run_config = run_config_of(base, *layers)
-    args.run_dir = args.run_dir or default_run_dir(run_config.train)
-    return run_config, args
+    base = load_preset(named[0] if named else DEFAULT_PRESET)
+    args.run_dir = args.run_dir or default_run_dir(run_config_of(base, *layers).train)
+    if args.resume:
+        base = _resumed(args.run_dir, named)
+    return run_config_of(base, *layers), args
 
 
 def default_run_dir(train: TrainConfig) -> Path:
@@ -106,18 +101,18 @@ def default_run_dir(train: TrainConfig) -> Path:
     return Path("runs") / f"{Path(train.data).stem}-{train.preset}"
 
 
-def _resumed(args: argparse.Namespace, named_presets: list[str]) -> Sections:
+def _resumed(run_dir: Path, named_presets: list[str]) -> Sections:
     """The configuration saved in the run folder that goes on."""
-    if args.run_dir is None:
-        raise InputError("--resume needs --run-dir RUN, the folder of the run that is to go on")
-    saved = args.run_dir / "config.toml"
+    saved = run_dir / "config.toml"
     if not saved.is_file():
-        raise InputError(f"--resume: {saved} is not there; start the run without --resume")
+        raise InputError(
+            f"--resume: {saved} is not there; name the run by --run-dir, or start without --resume"
+        )
     sections = read_config_file(saved)
     preset = sections["train"].get("preset", DEFAULT_PRESET)
     if named_presets and named_presets[0] != preset:
         raise InputError(
-            f"--resume: {args.run_dir} was started with preset {preset!r}, not {named_presets[0]!r}; "
+            f"--resume: {run_dir} was started with preset {preset!r}, not {named_presets[0]!r}; "
             "leave --preset out, or start anew in another --run-dir"
         )
     return sections

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from autograd.errors import InputError
 from minilstm import LanguageModel
 from train.corpus import EOS, UNK, Vocabulary
+from train.parser import Parser
 
 
 def generate(
@@ -34,22 +34,33 @@ def generate(
         seed: of the draws; the same one gives the same text.
         allow_unk: let `<unk>` be drawn.
 
-    Yields:
-        ids, as they are drawn.
+    Returns:
+        an iterator over the ids, drawn as it is asked.
 
     Raises:
         InputError: a temperature below 0.
     """
     if not 0 <= temperature < float("inf"):
         raise InputError(f"temperature must be a number of at least 0; got {temperature}")
-    rng = np.random.default_rng(seed)
+    barred = None if allow_unk else vocabulary.unk_id
+    return _words(
+        model, [vocabulary.eos_id, *prompt], num_words, temperature, np.random.default_rng(seed), barred
+    )
+
+
+def _words(
+    model: LanguageModel,
+    prompt: list[int],
+    num_words: int,
+    temperature: float,
+    rng: np.random.Generator,
+    barred: int | None,
+) -> Iterator[int]:
     state = None
-    for word in [vocabulary.eos_id, *prompt]:
+    for word in prompt:
         log_probs, state = model.next_log_probs(np.array([word]), state)
     for _ in range(num_words):
-        word = _draw(
-            log_probs[0].astype(np.float64), temperature, rng, None if allow_unk else vocabulary.unk_id
-        )
+        word = _draw(log_probs[0].astype(np.float64), temperature, rng, barred)
         yield word
         log_probs, state = model.next_log_probs(np.array([word]), state)
 
@@ -72,9 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; prints prompt and text as they come."""
     from train.run_folder import BEST, LATEST, load_trained
 
-    parser = argparse.ArgumentParser(
-        prog="python -m train.generate", description=(__doc__ or "").partition(": ")[2]
-    )
+    parser = Parser(prog="python -m train.generate", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run")
     parser.add_argument(
         "--prompt", default="", metavar="TEXT", help="words to go on from, separated by spaces"

@@ -63,6 +63,7 @@ def progress(
     interval: float = 5.0,
     stream: TextIO | None = None,
     bar_format: str | None = None,
+    leave: bool = True,
 ) -> Progress:
     """A tqdm bar on a terminal, also on the one behind mpirun; elsewhere a plain line every few seconds.
 
@@ -75,6 +76,7 @@ def progress(
         interval: seconds between plain lines, at least.
         stream: where to write; None: standard error.
         bar_format: tqdm's, for the bar.
+        leave: False for a part of longer work: its bar goes when it is done, a short one gets no line.
     """
     if not enabled:
         return Progress()
@@ -82,8 +84,8 @@ def progress(
     stream = stream or sys.stderr
     terminal = stream if _is_terminal(stream) else _launcher_terminal() if stream is sys.stderr else None
     if terminal:
-        return _Bar(work, terminal, bar_format)
-    return _Lines(work, stream, interval)
+        return _Bar(work, terminal, bar_format, leave)
+    return _Lines(work, stream, interval, leave)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class _Work:
 
 
 class _Bar(Progress):
-    def __init__(self, work: _Work, stream: TextIO, bar_format: str | None) -> None:
+    def __init__(self, work: _Work, stream: TextIO, bar_format: str | None, leave: bool) -> None:
         from tqdm import tqdm
 
         self._tqdm = tqdm(
@@ -116,6 +118,7 @@ class _Bar(Progress):
             file=stream,
             bar_format=bar_format,
             dynamic_ncols=True,
+            leave=leave,
         )
 
     def _update(self, amount: float, note: str) -> None:
@@ -130,7 +133,8 @@ class _Bar(Progress):
 
 
 class _Lines(Progress):
-    def __init__(self, work: _Work, stream: TextIO, interval: float) -> None:
+    def __init__(self, work: _Work, stream: TextIO, interval: float, leave: bool) -> None:
+        self._leave = leave
         self._work, self._stream, self._interval = work, stream, interval
         self._done = self._shown = work.initial
         self._start = self._last_line = time.monotonic()
@@ -146,7 +150,7 @@ class _Lines(Progress):
         print(text, file=self._stream, flush=True)
 
     def _close(self) -> None:
-        if self._shown != self._done:
+        if self._shown != self._done and (self._leave or self._shown != self._work.initial):
             self._show()
 
     def _show(self) -> None:

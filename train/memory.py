@@ -24,9 +24,10 @@ def memory_parts(model: ModelConfig, train: TrainConfig, rows: int) -> dict[str,
     activations = 2 * steps * model.embedding_size
     largest_backward = 0
     for inputs, units in model.layer_sizes:
-        weights = 4 * units * (inputs + 2 * units)  # halved copies, the masked matrix
+        recurrent = 4 * units * units
         activations += steps * (4 * units + 3 * units + units)  # gates; h, c, tanh(c); the dropped output
-        largest_backward = max(largest_backward, steps * (5 * units + inputs) + 2 * weights)
+        activations += 2 * recurrent if model.recurrent_weight_keep_prob < 1 else 0  # W_hh masked, its mask
+        largest_backward = max(largest_backward, steps * (5 * units + inputs) + recurrent)  # its panels
     kept = min(KEPT_BYTES // FLOAT_BYTES, steps * model.vocab_size)
     softmax = kept + num_threads() * steps * (BLOCK_WORDS + 2 * model.embedding_size)
     return {

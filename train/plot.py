@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from train.config import RunConfig, load_run_config
 from train.files import atomic_write
 from train.log import scaled
 from train.metrics import read_metrics
+from train.parser import Parser
 
 # Okabe & Ito's colours, told apart with any kind of colour vision; validation differs in its marks as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -280,9 +280,7 @@ def _log(perplexity: Any) -> Any:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; writes RUN/plot.png, or --out."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.plot", description=(__doc__ or "").partition(": ")[2]
-    )
+    parser = Parser(prog="python -m train.plot", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", type=Path, help="folder of a run; several: compared"
     )

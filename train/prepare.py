@@ -19,6 +19,7 @@ from autograd.errors import InputError
 from train.communicator import Communicator, SingleProcess, get_communicator
 from train.corpus import FORMAT, SPLITS, VERSION, open_corpus, open_tokens_file
 from train.files import atomic_write, exclusive_lock, made_folder, require_room
+from train.parser import Parser
 from train.sources import Source, find_source
 from train.text import Text, file_text, whole_words
 from train.word_ids import Ranking, WordIds
@@ -86,8 +87,8 @@ def ensure_prepared(
 ) -> Path:
     """The prepared file for `source`: itself if it is one, else `<data_dir>/<name>.h5`, made if need be.
 
-    A file whose text has changed since is made anew, with the minimum count that it had. Arguments and ranks
-    are as in `prepare`.
+    A file that is there keeps the minimum count that it was made with. Arguments and ranks are as in
+    `prepare`.
 
     Raises:
         InputError: as `prepare` does; also when the file in the way is no prepared data set.
@@ -102,7 +103,12 @@ def ensure_prepared(
             return _write(target, found, found.default_min_count)
         recipe, _ = _stored_recipe(target)
         min_count = recipe.get("min_count", found.default_min_count)
-        return target if _is_made_from(target, found, min_count) else _write(target, found, min_count)
+        if _is_made_from(target, found, min_count):
+            return target
+        raise InputError(
+            f"{target}: is there already, made from other text or in another way; give --data {target} to "
+            f"use it as it is, or make it anew: python -m train.prepare {source} --force"
+        )
 
     return _on_root(comm, work)
 
@@ -252,9 +258,7 @@ def _print_summary(path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m train.prepare", description="Turn text into token ids (HDF5)."
-    )
+    parser = Parser(prog="python -m train.prepare", description="Turn text into token ids (HDF5).")
     parser.add_argument(
         "source",
         metavar="SOURCE",

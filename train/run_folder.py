@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from train.checkpoint import load_checkpoint, save_checkpoint
 from train.communicator import Communicator
 from train.config import RunConfig, load_run_config, to_toml
 from train.corpus import Vocabulary
-from train.files import atomic_write
+from train.files import atomic_write, exclusive_lock
 from train.optimizers import Optimizer
 
 BEST, LATEST = "best", "latest"
@@ -43,6 +45,10 @@ class RunFolder:
             InputError: it cannot be made, or holds a run already.
         """
         self.check_unused()
+        self.update(config, vocabulary)
+
+    def update(self, config: RunConfig, vocabulary: Vocabulary) -> None:
+        """Write the configuration and the words anew; InputError if that cannot be done."""
         try:
             self.checkpoint(LATEST).parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self.vocabulary) as temporary:
@@ -54,20 +60,35 @@ class RunFolder:
                 f"{self.path}: cannot make the run's folder: {error.strerror or error}"
             ) from None
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Context that keeps a second process from going on with the same run; InputError for that one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return exclusive_lock(self.path)
+
     def check_unused(self) -> None:
-        """Raise an InputError if a run lies here already."""
-        if self.config.exists():
+        """Raise an InputError if a run lies here already, or if nothing can be written here."""
+        try:
+            used = self.config.exists() or self.metrics.exists() or self.checkpoint(LATEST).exists()
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be looked into: {error.strerror}") from None
+        if used:
             raise InputError(
                 f"{self.path}: holds a run already; add --resume to go on with it, "
                 "or choose another --run-dir"
             )
+        above = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+            raise InputError(f"{above}: nothing can be written there; choose another --run-dir")
 
     def read_vocabulary(self) -> Vocabulary:
         """The words of the run; InputError if the file is missing or no vocabulary."""
         try:
             return Vocabulary(self.vocabulary.read_text(encoding="utf-8").rstrip("\n").split("\n"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.vocabulary}: cannot be read as the words of a run: {error}") from None
+        except (OSError, UnicodeDecodeError, InputError) as error:
+            raise InputError(
+                f"{self.vocabulary}: cannot be read as the words of a run ({error}); "
+                "bring the file back from where it was copied, or train anew"
+            ) from None
 
 
 @dataclass
@@ -116,27 +137,40 @@ def save_run(
     save_checkpoint(path, arrays, facts)
 
 
-def checkpoint_facts(model: LanguageModel, position: Position, fingerprint: str, seed: int) -> dict[str, Any]:
-    """What a checkpoint says in words and numbers beside its arrays."""
+def checkpoint_facts(
+    model: LanguageModel, position: Position, fingerprint: str, streams: dict[str, int]
+) -> dict[str, Any]:
+    """What a checkpoint says in words and numbers beside its arrays.
+
+    Args:
+        streams: what the position and the state mean nothing without: seed, batch_size, window, and the
+            tokens of the training split.
+    """
     return {
         "model": vars(model.config).copy(),
         "parameters": [[name, list(parameter.shape)] for name, parameter in model.named_parameters()],
         "position": vars(position).copy(),
-        "seed": seed,
+        "streams": streams,
         "vocabulary": fingerprint,
     }
 
 
 def restore_run(
-    path: Path, model: LanguageModel, fingerprint: str, optimizer: Optimizer, rows: slice
+    path: Path,
+    model: LanguageModel,
+    fingerprint: str,
+    optimizer: Optimizer,
+    rows: slice,
+    streams: dict[str, int],
 ) -> tuple[Position, State | None]:
     """Load weights and optimizer in place; returns the position and this rank's rows of the state.
 
     Raises:
-        InputError: no checkpoint, or one of another model, optimizer or vocabulary.
+        InputError: no checkpoint, or one of another model, optimizer, vocabulary, seed, batch or text.
     """
     arrays, facts = load_checkpoint(path)
     load_weights(path, model, arrays, facts, fingerprint)
+    _refuse_differences(path, "run", facts.get("streams", {}), streams)
     slots: dict[str, Any] = {
         name.removeprefix("optimizer/"): array
         for name, array in arrays.items()
@@ -168,16 +202,9 @@ def load_weights(
     Raises:
         InputError: it is of another model or vocabulary; the message names what differs.
     """
-    saved, own = facts.get("model", {}), vars(model.config)
+    own = vars(model.config)
     sizes = ("vocab_size", "embedding_size", "hidden_size", "num_layers")
-    differing = [
-        f"{name} {saved.get(name)} there, {own[name]} here" for name in sizes if saved.get(name) != own[name]
-    ]
-    if differing:
-        raise InputError(
-            f"{path}: is of another model: {'; '.join(differing)}; "
-            "give the configuration that it was made with"
-        )
+    _refuse_differences(path, "model", facts.get("model", {}), {name: own[name] for name in sizes})
     if facts.get("vocabulary") != fingerprint:
         raise InputError(
             f"{path}: was trained with another vocabulary than the data's; give --data the text of that run"
@@ -186,6 +213,19 @@ def load_weights(
     if weights is None or weights.shape != model.flat_parameters.shape:
         raise InputError(f"{path}: must hold {model.flat_parameters.size} parameters; it does not")
     model.flat_parameters[...] = weights
+
+
+def _refuse_differences(path: Path, what: str, saved: dict[str, Any], own: dict[str, Any]) -> None:
+    differing = [
+        f"{name} {saved.get(name)} there, {value} here"
+        for name, value in own.items()
+        if saved.get(name) != value
+    ]
+    if differing:
+        raise InputError(
+            f"{path}: is of another {what}: {'; '.join(differing)}; "
+            "give the configuration that it was made with, or start anew in another --run-dir"
+        )
 
 
 def load_trained(

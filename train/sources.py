@@ -15,7 +15,7 @@ import numpy as np
 from autograd.errors import InputError
 from train.corpus import SPLITS
 from train.download import download, unpack
-from train.files import exclusive_lock
+from train.files import exclusive_lock, made_folder
 from train.text import BLOCK, Text, file_text, memory_text
 
 
@@ -100,7 +100,7 @@ class WikiTextArchive(WikiTextFolder):
     def _fetch(self) -> None:
         source = ARCHIVES[self.name]
         archive = self.folder.with_name(f"{self.name}-v1.zip")
-        with exclusive_lock(archive):
+        with made_folder(archive.parent), exclusive_lock(archive):
             if not archive.exists():
                 download(source.mirrors, archive, md5=source.md5, max_bytes=source.max_bytes)
             members = {f"{self.name}/{path.name}": path.name for path in self.paths()}

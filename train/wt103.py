@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.resume:
         folder.check_unused()  # before anything that takes long
     path = ensure_prepared(config.train.data, None, communicator)
-    with open_corpus(path) as corpus:
+    with open_corpus(path) as corpus, folder.locked() if communicator.is_root else nullcontext():
         run = TrainingRun(config.with_vocab_size(len(corpus.vocabulary)), folder, corpus, communicator, rows)
         run.begin(resume=args.resume)
         run.train()
@@ -90,27 +91,47 @@ class TrainingRun:
 
     def begin(self, resume: bool) -> None:
         """Make the run's folder, or go on from its latest checkpoint."""
-        latest = self.folder.checkpoint(LATEST)
-        if resume and latest.exists():
+        latest, root = self.folder.checkpoint(LATEST), self.communicator.is_root
+        self.communicator.broadcast_(self.model.flat_parameters)  # the seed makes them equal; this makes sure
+        if not resume:
+            if root:
+                self.folder.create(self.config, self.corpus.vocabulary)
+        elif self.communicator.broadcast_json(latest.exists()):
             own = slice(self.rows.first, self.rows.first + self.rows.count)
             self.position, self.state = restore_run(
-                latest, self.model, self.corpus.fingerprint, self.optimizer, own
+                latest, self.model, self.corpus.fingerprint, self.optimizer, own, self._streams()
             )
-            return
-        self.communicator.broadcast_(self.model.flat_parameters)  # the seed makes them equal; this makes sure
-        if self.communicator.is_root and not resume:  # a run that was ended before its first checkpoint
-            self.folder.create(self.config, self.corpus.vocabulary)
+        elif self.communicator.broadcast_json(self.folder.checkpoint(BEST).exists()):
+            raise InputError(f"{latest}: is missing, and the run cannot go on without it; bring it back")
+        if self.position.step > self.total_steps:
+            raise InputError(
+                f"{self.folder.path}: has made {self.position.step} steps, more than the {self.total_steps} "
+                "that max_steps, max_tokens and epochs allow; raise them"
+            )
+        if resume and root:
+            self.folder.update(self.config, self.corpus.vocabulary)
+            print(f"going on after step {self.position.step:,} of {self.total_steps:,}", flush=True)
         self.communicator.barrier()
+
+    def _streams(self) -> dict[str, int]:
+        train = self.train_config
+        return {
+            "seed": train.seed,
+            "batch_size": train.batch_size,
+            "window": train.window,
+            "train_tokens": self.corpus.num_tokens("train"),
+        }
 
     def train(self) -> None:
         """All steps that are still to be made."""
         position, root = self.position, self.communicator.is_root
-        resumed_at = position.step if self.folder.metrics.exists() else None
         with (
-            MetricsLog(self.folder.metrics, resumed_at, enabled=root) as self.metrics,
+            MetricsLog(self.folder.metrics, position.step, enabled=root) as self.metrics,
             TrainingDisplay(self.total_steps, position.step, enabled=root) as self.display,
         ):
             self.clock = Clock(position.seconds, position.tokens)
+            if position.step == self.total_steps and position.best is None:
+                self._evaluate_and_save()  # ended before by a limit that was higher
             while position.step < self.total_steps:
                 for inputs, targets in self.batches.windows(position.window):
                     masks = MaskStream(self.train_config.seed, position.step, self.rows.first)
@@ -187,6 +208,7 @@ class TrainingRun:
             self.communicator,
             train.evaluation_batch_size,
             train.evaluation_window,
+            description=f"scoring {split}",
         )
         row = {"kind": "evaluation", "split": split, "step": position.step, "tokens": position.tokens}
         row |= {"epoch": self._epochs_done(), **result}
@@ -197,7 +219,7 @@ class TrainingRun:
     def _save(self, which: str) -> None:
         """`latest` holds all that a resumed run needs, `best` the weights."""
         self.position.seconds = self.clock.seconds()
-        facts = checkpoint_facts(self.model, self.position, self.corpus.fingerprint, self.train_config.seed)
+        facts = checkpoint_facts(self.model, self.position, self.corpus.fingerprint, self._streams())
         whole = which == LATEST
         optimizer, state = (self.optimizer, self.state) if whole else (None, None)
         save_run(self.folder.checkpoint(which), self.model, facts, optimizer, state, self.communicator)
@@ -206,7 +228,9 @@ class TrainingRun:
         """Score the best weights on the test split; write result.json, the plot and a sample of text."""
         best = self.folder.checkpoint(BEST)
         self.communicator.barrier()  # the root has written it
-        load_weights(best, self.model, *load_checkpoint(best), self.corpus.fingerprint)
+        arrays, facts = load_checkpoint(best)
+        load_weights(best, self.model, arrays, facts, self.corpus.fingerprint)
+        self.position.best = facts["position"]["best"]  # a kill may have come between best.h5 and latest.h5
         root = self.communicator.is_root
         with (
             MetricsLog(self.folder.metrics, self.position.step, enabled=root) as self.metrics,

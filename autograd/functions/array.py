@@ -146,6 +146,7 @@ def split(x: Any, sections: int, axis: int = 0) -> tuple[Variable, ...]:
 def stack(arrays: Sequence[Any], axis: int = 0) -> Variable:
     """Arrays of one shape along a new axis."""
     rows = []
+    axis %= as_variable(arrays[0]).ndim + 1
     for array in arrays:
         shape = as_variable(array).shape
         rows.append(reshape(array, shape[:axis] + (1,) + shape[axis:]))
