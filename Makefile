@@ -1,0 +1,46 @@
+# make train: a first language model.  make test: every check.  Both make .venv when it is not there yet.
+# Variables: PYTHON (3.10 or newer), RANKS, RUN (folder of the run).
+
+PYTHON ?= python3
+RANKS ?= 2
+RUN ?= runs/quickstart-$(NOW)
+NOW := $(shell date +%Y%m%d-%H%M%S)
+
+VENV := .venv
+PY := $(VENV)/bin/python
+EXTRAS_train := mpi,plot
+EXTRAS_test := dev
+
+.PHONY: help train test bench clean
+
+help:
+	@echo "make train   train a small model on python-docs with $(RANKS) ranks, plot it, let it write a text"
+	@echo "make test    lint, type check, tests"
+	@echo "make bench   short benchmarks"
+	@echo "make clean   remove what make made, but for data/ and runs/"
+
+train: $(VENV)/installed-train
+	$(VENV)/bin/mpirun -np $(RANKS) $(PY) -m train.wt103 --preset quickstart --data python-docs --run-dir $(RUN)
+	$(PY) -m train.plot $(RUN)
+	$(PY) -m train.generate $(RUN) --prompt "The function returns" --temperature 0.7
+
+test: $(VENV)/installed-test
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest
+
+# Against PyTorch where it is installed: `.venv/bin/python -m pip install torch` puts it there.
+bench: $(VENV)/installed-train
+	$(PY) -m benchmarks.training_step --size small $(shell $(PY) -c "import torch" 2>/dev/null && echo --against torch)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is renewed first: some that come with Python 3.10 cannot install in place. What the tests need includes
+# what training needs. setuptools' warnings are about its own future.
+$(VENV)/installed-%: setup.cfg pyproject.toml
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --editable ".[$(EXTRAS_$*)]"
+	@touch $@ $(VENV)/installed-train
