@@ -34,8 +34,8 @@ _FLAG_HELP = {
     "seed": "of the initial weights and of every dropout mask",
     "max_steps": "end after this many updates; 0: the epochs decide",
     "max_tokens": "end after this many training tokens; 0: the epochs decide",
-    "device": "where arrays live",
-    "precision": "float32, or float16 with float32 master weights",
+    "device": "cpu; cuda is not there yet",
+    "precision": "float32; mixed is not there yet",
 }
 
 

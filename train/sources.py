@@ -7,6 +7,7 @@ A source names its text's splits and the files whose checksums tell whether the 
 import difflib
 import io
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +20,20 @@ from train.files import exclusive_lock, made_folder
 from train.text import BLOCK, Text, file_text, memory_text
 
 
-class Source:
+class Source(ABC):
     """Text in three splits. `name` names the prepared file; `recipe` says how the splits are cut."""
 
     name: str
     recipe: dict[str, str]
     default_min_count = 1
 
+    @abstractmethod
     def files(self) -> list[Path]:
         """The text's files, if on this disk; their checksums tell whether the text has changed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def splits(self) -> dict[str, Text]:
         """The text of train, valid and test, fetched or made now if need be."""
-        raise NotImplementedError
 
 
 class WikiTextFolder(Source):

@@ -57,9 +57,8 @@ class TrainingStep:
         gradients = self.model.flat_gradients
         self.communicator.allreduce_mean_(gradients)
         mean_loss = float(self.communicator.allreduce_sum([loss.item()])[0]) / self.communicator.size
-        norm = global_norm(
-            gradients
-        )  # of the averaged gradient: the same on every rank, and so is what follows
+        # Of the averaged gradient: the same on every rank, and so is what follows.
+        norm = global_norm(gradients)
         result = StepResult(mean_loss, norm, detach(new_state))
         if result.is_finite:
             self.optimizer.update(gradients, learning_rate, clip_factor(norm, self.clip_norm))
