@@ -48,8 +48,3 @@ def device_array_module(device: str) -> ModuleType:
     if num_devices == 0:
         raise DeviceError("device cuda needs a GPU; none was found; use cpu instead")
     return cupy
-
-
-def to_cpu(array: Any) -> np.ndarray:
-    """The same numbers as a NumPy array; no copy if it is one already."""
-    return array if isinstance(array, np.ndarray) else array.get()

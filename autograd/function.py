@@ -30,6 +30,7 @@ class Function:
     _outputs: tuple[weakref.ref[Node], ...] = ()
     _saved: tuple[Any, ...] | None = None
     saved_is_needed_again = False  # set by a backward pass that retains the graph
+    changes_dtype = False  # True for the few whose result has another precision by intention
 
     def forward(self, *arrays: Any) -> Any:
         raise NotImplementedError(f"{self.label}: forward")
@@ -48,6 +49,7 @@ class Function:
         self._check_dtypes(variables)
         result = self.forward(*(variable.data for variable in variables))
         arrays = result if isinstance(result, tuple) else (result,)
+        self._check_results(variables, arrays)
         records = is_backprop_enabled() and any(variable.requires_grad for variable in variables)
         outputs = tuple(self._output(array, records) for array in arrays)
         if records:
@@ -70,6 +72,16 @@ class Function:
                 f"{self.label}: all floating-point inputs must have one dtype; got "
                 f"{', '.join(str(variable.dtype) for variable in variables)}; "
                 "convert with autograd.functions.cast"
+            )
+
+    def _check_results(self, variables: list[Variable], arrays: tuple[Any, ...]) -> None:
+        """NumPy makes float64 of float32 and integers: here that is an error and not a slow surprise."""
+        given = {variable.dtype for variable in variables if variable.dtype.kind == "f"}
+        made = {array.dtype for array in arrays if array.dtype.kind == "f"}
+        if given and not self.changes_dtype and not made <= given:
+            raise DtypeError(
+                f"{self.label}: inputs of {', '.join(str(variable.dtype) for variable in variables)} would "
+                f"make {', '.join(map(str, made))}; give the integers the others' precision"
             )
 
     def begin_backward(self, retain_graph: bool) -> None:

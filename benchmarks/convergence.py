@@ -11,7 +11,6 @@ Every finished run is one line of WORK_DIR/runs.jsonl; the same command, given a
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -36,6 +35,7 @@ from train.evaluate import PROTOCOL
 from train.files import atomic_write, exclusive_lock
 from train.log import Progress, progress
 from train.metrics import MetricsLog, read_metrics
+from train.parser import Parser
 from train.prepare import ensure_prepared
 from train.wt103 import total_steps
 
@@ -254,14 +254,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.convergence",
-        description=description.partition(": ")[0] + ".",
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser.documented("python -m benchmarks.convergence", __doc__)
     parser.add_argument(
         "--data", default="wikitext-2", metavar="NAME", help="as for train.wt103; default: wikitext-2"
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from autograd.errors import InputError
+from benchmarks.sizes import zipf_ids
 from train.corpus import SPLITS, open_corpus
 
 TOKENS_PER_LINE = 57  # WikiText-103's mean, <eos> counted
@@ -43,10 +44,7 @@ def lines_of_text(num_tokens: int, words: np.ndarray, rng: np.random.Generator) 
     while left > 0:
         num_lines = max(1, min(_LINES, left // TOKENS_PER_LINE))
         per_line = min(TOKENS_PER_LINE, left) - 1
-        # P(rank k) = log((k + 2) / (k + 1)) / log(V + 1): the inverse of the distribution function is a
-        # power.
-        ranks = (len(words) + 1) ** rng.random((num_lines, per_line), dtype=np.float32) - 1
-        rows = words[np.minimum(ranks.astype(np.int64), len(words) - 1)].tolist()
+        rows = words[zipf_ids(rng, (num_lines, per_line), len(words))].tolist()
         yield "".join([" ".join(row) + "\n" for row in rows])
         left -= num_lines * (per_line + 1)
 

@@ -26,7 +26,6 @@ The JSON object has these fields, its figures being medians over the steps:
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
@@ -40,6 +39,7 @@ from benchmarks.child import Child
 from benchmarks.sizes import SIZES, Size
 from benchmarks.systems import require_torch
 from benchmarks.training_step_worker import GEMM_SIZE
+from train.parser import Parser
 
 WARM_UP = 2
 """Untimed rounds: memory is touched for the first time, Adam makes its moments."""
@@ -157,14 +157,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training_step",
-        description=description.partition(": ")[0] + ".",
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser.documented("python -m benchmarks.training_step", __doc__)
     shown = [name for name in SIZES if name != "tiny"]  # which is there to try the benchmark out
     sizes = f"{{{','.join(shown)}}}"
     parser.add_argument("--size", choices=SIZES, default="small", metavar=sizes, help="default: small")

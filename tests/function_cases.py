@@ -86,6 +86,7 @@ def elementwise():
         yield Case(Relu, F.relu, [away_from_zero(*shape)])
         for exponent in (3, 0.5, -1, 1, 0):
             yield Case(Power, functools.partial(F.power, exponent=exponent), [positive(*shape)])
+        yield Case(Power, functools.partial(F.power, exponent=0), [np.zeros(shape)])
         yield Case(Multiply, lambda x: F.dropout(x, 0.5, np.random.default_rng(0)), [normal(*shape)])
         # to the precision of what comes in, so that this list serves float32 and float64
         yield Case(Cast, lambda x: F.cast(x, x.dtype), [normal(*shape)])

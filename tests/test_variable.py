@@ -294,3 +294,18 @@ def test_a_function_without_its_methods_is_named(method):
 
     with pytest.raises(NotImplementedError, match=f"empty: {method}"):
         getattr(Empty(), method)(np.ones(1))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, n: F.matmul(x, n),
+        lambda x, n: F.linear(x, n),
+        lambda x, n: F.concatenate([x, n]),
+    ],
+    ids=["matmul", "linear", "concatenate"],
+)
+def test_integers_beside_float32_do_not_make_float64(function):
+    x, n = Variable(np.ones((2, 2), np.float32)), np.ones((2, 2), np.int64)
+    with pytest.raises(DtypeError, match=r"float32.*int64.*float64; give the integers"):
+        function(x, n)

@@ -93,6 +93,8 @@ class Power(Function):
 
     def backward(self, dy):
         (x,) = self.saved
+        if self.exponent == 0:
+            return get_array_module(x).zeros_like(x)  # 0 · x⁻¹ is no number at x = 0
         return dy * self.exponent * x ** (self.exponent - 1)
 
 

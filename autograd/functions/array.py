@@ -103,6 +103,8 @@ class BroadcastTo(Function):
 
 
 class Cast(Function):
+    changes_dtype = True
+
     def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
 
