@@ -36,7 +36,7 @@ MAX_DRAWS = 1 << 20
 
 
 class Sample(NamedTuple):
-    """Different words, int64 (S,), rising; and the number of draws, repeated ones counted, that found them."""
+    """Different words, int64 (S,), rising; and how many draws, repeated ones counted, have found them."""
 
     ids: Any
     num_tries: int
@@ -54,12 +54,12 @@ class LogUniformSampler:
         self._log_range = np.log(vocab_size + 1.0)
 
     def probability(self, ids: Any) -> Any:
-        """P of each id, that one draw gives it; float64, of the shape of `ids`."""
+        """P of each id, the probability that one draw gives it; float64, shaped as `ids`."""
         xp = get_array_module(ids)
         return xp.log1p(1 / (ids + xp.float64(1))) / self._log_range
 
     def expected_count(self, ids: Any, num_tries: int) -> Any:
-        """Q of each id: the probability that it is among `num_tries` draws; float64, of the shape of `ids`."""
+        """Q of each id, the probability that it is among `num_tries` draws; float64, shaped as `ids`."""
         xp = get_array_module(ids)
         with np.errstate(divide="ignore"):  # the only word of a vocabulary: P = 1
             return -xp.expm1(num_tries * xp.log1p(-self.probability(ids)))
@@ -72,7 +72,7 @@ class LogUniformSampler:
         """
         if not 1 <= num_samples <= self.vocab_size:
             raise InputError(
-                f"sampled softmax: num_samples must be in [1, {self.vocab_size}], the words of the vocabulary; "
+                f"sampled softmax: num_samples must be in [1, {self.vocab_size}], the number of words; "
                 f"got {num_samples}; lower num_samples, or take softmax 'full'"
             )
         drawn = np.zeros(self.vocab_size, bool)
@@ -108,7 +108,7 @@ def check_sorted_by_frequency(counts: Any) -> None:
     Raises:
         InputError: a word is more frequent than the one before it.
     """
-    rising = np.flatnonzero(np.diff(counts) > 0)
+    rising = np.flatnonzero(counts[1:] > counts[:-1])
     if len(rising):
         word = int(rising[0])
         raise InputError(

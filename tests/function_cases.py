@@ -29,6 +29,7 @@ from autograd.functions.loss import LogSoftmax, SoftmaxCrossEntropy
 from autograd.functions.normalization import LayerNormalization
 from autograd.functions.reduction import Mean, Sum
 from minilstm.lstm import LSTM, lstm
+from minilstm.sampled_softmax import Sample, SampledSoftmaxLoss, sampled_softmax_loss
 from minilstm.tied_softmax import TiedSoftmaxLoss, tied_softmax_loss
 
 SHAPES = [(), (1,), (3,), (2, 1), (2, 3), (0, 3), (2, 1, 4), (3, 0, 2)]
@@ -173,6 +174,18 @@ def normalizations_and_losses():
         yield Case(TiedSoftmaxLoss, blocks, [normal(n, e), normal(v, e, seed=1), normal(v), ids(v, n)])
 
 
+def sampled_losses():
+    """With no, some and all of the targets among the drawn words, and with rows that are not scored."""
+    for (n, e, v), drawn in (
+        ((4, 3, 7), [5]), ((4, 3, 7), [0, 3, 6]), ((1, 1, 2), [0]), ((0, 3, 5), [1, 2]), ((3, 2, 4), range(4))
+    ):  # fmt: skip
+        loss = functools.partial(sampled_softmax_loss, sample=Sample(np.array(drawn), 9))
+        arrays = [normal(n, e), normal(v, e, seed=1), normal(v)]
+        yield Case(SampledSoftmaxLoss, loss, [*arrays, ids(v, n)])
+        for targets in (np.where(np.arange(n) % 2, -1, 0), np.full(n, -1)):
+            yield Case(SampledSoftmaxLoss, loss, [*arrays, targets])
+
+
 def embeddings_and_lstms():
     for shape in ((), (1,), (5,), (3, 2), (0,), (2, 0)):
         yield Case(Embedding, F.embedding, [ids(4, *shape), normal(4, 3)])
@@ -189,5 +202,6 @@ CASES = [
     *array_functions(),
     *products(),
     *normalizations_and_losses(),
+    *sampled_losses(),
     *embeddings_and_lstms(),
 ]
