@@ -29,6 +29,12 @@ from autograd.functions.loss import LogSoftmax, SoftmaxCrossEntropy
 from autograd.functions.normalization import LayerNormalization
 from autograd.functions.reduction import Mean, Sum
 from minilstm.lstm import LSTM, lstm
+from minilstm.regularization import (
+    ActivationRegularization,
+    TemporalActivationRegularization,
+    activation_regularization,
+    temporal_activation_regularization,
+)
 from minilstm.sampled_softmax import Sample, SampledSoftmaxLoss, sampled_softmax_loss
 from minilstm.tied_softmax import TiedSoftmaxLoss, tied_softmax_loss
 
@@ -177,13 +183,22 @@ def normalizations_and_losses():
 def sampled_losses():
     """With no, some and all of the targets among the drawn words, and with rows that are not scored."""
     for (n, e, v), drawn in (
-        ((4, 3, 7), [5]), ((4, 3, 7), [0, 3, 6]), ((1, 1, 2), [0]), ((0, 3, 5), [1, 2]), ((3, 2, 4), range(4))
+        ((4, 3, 7), [5]), ((4, 3, 7), [0, 3, 6]), ((1, 1, 2), [0, 1]), ((0, 3, 5), [1, 2]),
+        ((3, 2, 4), range(4)),
     ):  # fmt: skip
         loss = functools.partial(sampled_softmax_loss, sample=Sample(np.array(drawn), 9))
         arrays = [normal(n, e), normal(v, e, seed=1), normal(v)]
         yield Case(SampledSoftmaxLoss, loss, [*arrays, ids(v, n)])
         for targets in (np.where(np.arange(n) % 2, -1, 0), np.full(n, -1)):
             yield Case(SampledSoftmaxLoss, loss, [*arrays, targets])
+
+
+def regularizers():
+    for shape in ((1,), (4, 3), (4, 2, 3), (1, 2, 3), (2, 1, 1), (5, 0, 3)):
+        penalty = functools.partial(activation_regularization, alpha=0.7)
+        yield Case(ActivationRegularization, penalty, [normal(*shape)])
+        penalty = functools.partial(temporal_activation_regularization, beta=0.7)
+        yield Case(TemporalActivationRegularization, penalty, [normal(*shape)])
 
 
 def embeddings_and_lstms():
@@ -203,5 +218,6 @@ CASES = [
     *products(),
     *normalizations_and_losses(),
     *sampled_losses(),
+    *regularizers(),
     *embeddings_and_lstms(),
 ]
