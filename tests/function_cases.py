@@ -28,6 +28,7 @@ from autograd.functions.linear import Linear, Matmul
 from autograd.functions.loss import LogSoftmax, SoftmaxCrossEntropy
 from autograd.functions.normalization import LayerNormalization
 from autograd.functions.reduction import Mean, Sum
+from minilstm.adaptive_softmax import AdaptiveSoftmaxLoss, adaptive_softmax_loss
 from minilstm.lstm import LSTM, lstm
 from minilstm.regularization import (
     ActivationRegularization,
@@ -193,6 +194,18 @@ def sampled_losses():
             yield Case(SampledSoftmaxLoss, loss, [*arrays, targets])
 
 
+def adaptive_losses():
+    """Targets in every part, in the head alone, in one band alone, and rows that are not scored."""
+    for bands, targets in (
+        ((3, 5), [0, 6, 3, 4, 8, 2]), ((3, 5), [0, 2]), ((3, 5, 8), [6, 5]), ((1,), [8]),
+        ((3, 5), [-1, 6, -1, 0]), ((3, 5), [-1, -1]), ((3, 5), []),
+    ):  # fmt: skip
+        loss = functools.partial(adaptive_softmax_loss, bands=bands)
+        shapes = ((len(targets), 4), (9, 4), (9,), (len(bands), 4), (len(bands),))
+        arrays = [normal(*shape, seed=k) for k, shape in enumerate(shapes)]
+        yield Case(AdaptiveSoftmaxLoss, loss, [*arrays, np.array(targets, int)])
+
+
 def regularizers():
     for shape in ((1,), (4, 3), (4, 2, 3), (1, 2, 3), (2, 1, 1), (5, 0, 3)):
         penalty = functools.partial(activation_regularization, alpha=0.7)
@@ -218,6 +231,7 @@ CASES = [
     *products(),
     *normalizations_and_losses(),
     *sampled_losses(),
+    *adaptive_losses(),
     *regularizers(),
     *embeddings_and_lstms(),
 ]
