@@ -1,4 +1,4 @@
-"""What a language model is made of: sizes, cells, losses, keep probabilities; checked once, frozen afterwards."""
+"""What a language model is made of: sizes, cells, losses, dropouts; checked once, frozen afterwards."""
 
 from __future__ import annotations
 
@@ -88,8 +88,9 @@ class ModelConfig:
     temporal_activation_regularization: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.adaptive_bands, list):  # as TOML and JSON give them
-            object.__setattr__(self, "adaptive_bands", tuple(self.adaptive_bands))
+        bands: Any = self.adaptive_bands
+        if isinstance(bands, list):  # as TOML and JSON give them
+            object.__setattr__(self, "adaptive_bands", tuple(bands))
         for name, kind in get_type_hints(ModelConfig).items():
             good, expected = _rule(name, kind, getattr(self, name))
             if not good:

@@ -52,10 +52,8 @@ class MaskStream:
         """A mask over activations; its first axis is this process's part of the batch."""
         return self._mask(place, 0, self.first_row, shape, keep_prob, dtype)
 
-    def step_mask(
-        self, place: str, shape: tuple[int, int, int], keep_prob: float, dtype: Any = np.float32
-    ) -> Any:
-        """A mask (T, B, units) over activations, drawn anew at every step; B is this process's part.
+    def step_mask(self, place: str, shape: tuple[int, ...], keep_prob: float, dtype: Any = np.float32) -> Any:
+        """A mask over activations, (T, B, units), drawn anew at every step; B is this process's part.
 
         A step's mask does not depend on how many steps there are.
         """
@@ -64,9 +62,7 @@ class MaskStream:
             mask[step] = self._mask(place, step, self.first_row, shape[1:], keep_prob, dtype)
         return mask
 
-    def lookup_mask(
-        self, place: str, ids: Any, width: int, keep_prob: float, dtype: Any = np.float32
-    ) -> Any:
+    def lookup_mask(self, place: str, ids: Any, width: int, keep_prob: float, dtype: Any = np.float32) -> Any:
         """The rows `ids` of a mask over a table of weights: ids.shape + (width,), the same on every rank.
 
         Of the table's mask only these rows are drawn, each from ticks of the counter that are its own. All
@@ -81,7 +77,8 @@ class MaskStream:
             source.advance((word - position) * ticks)
             row[:] = source.random_raw(len(row))
             position = word + 1
-        return _scaled(bits.view(np.uint16)[:, :width], keep_prob, dtype)[where].reshape(*np.shape(ids), width)
+        mask = _scaled(bits.view(np.uint16)[:, :width], keep_prob, dtype)
+        return mask[where].reshape(*np.shape(ids), width)
 
     def generator(self, place: str) -> np.random.Generator:
         """Random numbers of any kind for this window, the same on every rank."""
@@ -135,7 +132,7 @@ class Dropouts:
     def recurrent_weight(self, index: int, W_hh: Variable) -> Variable:
         return self._weight(f"recurrent_weight.{index}", W_hh, self.config.recurrent_weight_keep_prob)
 
-    def candidate_mask(self, index: int, shape: tuple[int, int, int]) -> Any:
+    def candidate_mask(self, index: int, shape: tuple[int, ...]) -> Any:
         """(T, B, units), what the candidates of a layer are multiplied with, or None."""
         keep = self.config.recurrent_keep_prob
         if keep == 1 or self.masks is None:

@@ -1,9 +1,9 @@
 """READ THIRD. The layer-normalised LSTM over a whole sequence, its backward pass derived by hand.
 
-`lstm.py` with two normalisations: of each gate's pre-activations, and of the new cell, which is then carried on
-normalised. Both stand inside the recursion, so both are passed at every step, forward and backward; what lies
-between them is the plain LSTM, and so is all that is computed for many steps at once. Equation numbers are
-those of docs/lstm_backward.md.
+`lstm.py` with two normalisations: of each gate's pre-activations, and of the new cell, which is carried on
+normalised. Both stand inside the recursion, so both are passed at every step, forward and backward; what
+lies between them is the plain LSTM, and so is all that is computed for many steps at once. Equation numbers
+are those of docs/lstm_backward.md.
 """
 
 from __future__ import annotations

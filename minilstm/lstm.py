@@ -211,7 +211,7 @@ def checked_sizes(
         )
     T, B, inputs = x.shape
     H = h0.shape[1]
-    expected = [
+    expected: list[tuple[str, Any, tuple[int, ...], str]] = [
         ("c0", c0, (B, H), "(B, H)"),
         ("W_ih", W_ih, (4 * H, inputs), "(4H, I)"),
         ("W_hh", W_hh, (4 * H, H), "(4H, H)"),
