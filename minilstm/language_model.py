@@ -279,19 +279,18 @@ class LanguageModel:
         run_lstm = LSTMS[self.implementation][self.config.layer_norm]
         dropouts = Dropouts(self.config, masks, self.dtype)
 
-        x = undropped = dropouts.embedding(inputs, self.embedding)
+        x = skip = y = dropouts.embedding(inputs, self.embedding)
         new_state: State = []
         for index, (layer, (h0, c0)) in enumerate(zip(self.layers, state, strict=True)):
             W_ih = dropouts.input_weight(index, layer.W_ih)
             W_hh = dropouts.recurrent_weight(index, layer.W_hh)
             mask = dropouts.candidate_mask(index, (*inputs.shape, layer.units))
             skip, x = x, dropouts.input(index, x)
-            undropped, h, c = run_lstm(x, h0, c0, W_ih, W_hh, *layer.rest, candidate_mask=mask)
-            x = dropouts.output(index, undropped)
-            if self.config.residual:
-                x, undropped = x + skip, undropped + skip
+            y, h, c = run_lstm(x, h0, c0, W_ih, W_hh, *layer.rest, candidate_mask=mask)
+            x = dropouts.output(index, y)
+            x = x + skip if self.config.residual else x
             new_state.append((h, c))
-        return Outputs(x, undropped, new_state)
+        return Outputs(x, y + skip if self.config.residual else y, new_state)
 
     def _loss(self, h: Variable, targets: Any, masks: MaskStream | None) -> Variable:
         """The mean over targets (N) of what the words after outputs h (N, E) cost."""
