@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from autograd.errors import InputError
 from minilstm import LanguageModel
+from train.continuation import ROWS, Piece, generate_many, in_order, search_many
 from train.corpus import EOS, UNK, Vocabulary
 from train.parser import Parser
+from train.sampling import Sampling
 
 
 def generate(
@@ -22,6 +25,8 @@ def generate(
     temperature: float = 1.0,
     seed: int = 0,
     allow_unk: bool = False,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> Iterator[int]:
     """Word ids drawn one after the other, each from the model's distribution after all words before it.
 
@@ -30,7 +35,7 @@ def generate(
         vocabulary: its words.
         prompt: ids fed in order first; `<eos>` is fed before them.
         num_words: how many to draw.
-        temperature: log-probabilities are divided by it; 0 takes the likeliest word each time.
+        temperature, top_k, top_p: as in `Sampling`.
         seed: of the draws; the same one gives the same text.
         allow_unk: let `<unk>` be drawn.
 
@@ -38,40 +43,37 @@ def generate(
         an iterator over the ids, drawn as it is asked.
 
     Raises:
-        InputError: a temperature below 0.
+        InputError: as `Sampling` does.
     """
-    if not 0 <= temperature < float("inf"):
-        raise InputError(f"temperature must be a number of at least 0; got {temperature}")
-    barred = None if allow_unk else vocabulary.unk_id
-    return _words(
-        model, [vocabulary.eos_id, *prompt], num_words, temperature, np.random.default_rng(seed), barred
-    )
+    sampling = Sampling(temperature, top_k, top_p)
+    pieces = generate_many(model, vocabulary, [prompt], num_words, sampling, seed, 1, allow_unk, batch_size=1)
+    return (word for piece in pieces for word in piece.words)
 
 
-def _words(
-    model: LanguageModel,
-    prompt: list[int],
-    num_words: int,
-    temperature: float,
-    rng: np.random.Generator,
-    barred: int | None,
-) -> Iterator[int]:
-    state = None
-    for word in prompt:
-        log_probs, state = model.next_log_probs(np.array([word]), state)
-    for _ in range(num_words):
-        word = _draw(log_probs[0].astype(np.float64), temperature, rng, barred)
-        yield word
-        log_probs, state = model.next_log_probs(np.array([word]), state)
+class Prompt(NamedTuple):
+    """A prompt as it was given and as the model reads it."""
+
+    words: list[str]
+    ids: list[int]
+    unknown: list[str]  # words that the model reads as <unk>
 
 
-def _draw(log_probs: np.ndarray, temperature: float, rng: np.random.Generator, barred: int | None) -> int:
-    if barred is not None and len(log_probs) > 1:
-        log_probs[barred] = -np.inf
-    if temperature == 0:
-        return int(log_probs.argmax())
-    # Gumbel's trick: the largest of log p / temperature + noise is a draw from the tempered distribution.
-    return int((log_probs / temperature + rng.gumbel(size=log_probs.shape)).argmax())
+def read_prompt(text: str, vocabulary: Vocabulary, where: str = "--prompt") -> Prompt:
+    """Words between white space, the end of a line read as `<eos>`: as the training text was read.
+
+    Raises:
+        InputError: there are words in it and the model knows none of them; `where` names the place.
+    """
+    try:
+        words = [word.decode() for word in text.replace("\n", f" {EOS} ").encode().split()]
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: must be UTF-8; got {text!r}") from None
+    ids, unknown = vocabulary.encode(words)
+    if unknown and len(unknown) == len(words) - words.count(EOS):
+        raise InputError(
+            f"{where}: the model knows none of its words ({' '.join(unknown)}); use words of its text"
+        )
+    return Prompt(words, ids.tolist(), unknown)
 
 
 def as_text(word: str) -> str:
@@ -80,44 +82,192 @@ def as_text(word: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; prints prompt and text as they come."""
-    from train.run_folder import BEST, LATEST, load_trained
+    """The command; prints prompts and texts as they come."""
+    from train.run_folder import load_trained
+
+    args = _parser().parse_args(argv)
+    _check(args)
+    sampling = _sampling(args)
+    given = _given_prompts(args)
+    model, _, vocabulary, facts = load_trained(args.run, args.checkpoint)
+    prompts = [read_prompt(text, vocabulary, where) for where, text in given]
+    _report_unknown(given, prompts)
+    ids = [prompt.ids for prompt in prompts]
+    if args.num_beams:
+        alpha = 1.0 if args.length_penalty is None else args.length_penalty
+        pieces = search_many(
+            model, vocabulary, ids, args.words, args.num_beams, alpha, args.allow_unk, args.until_eos
+        )
+    else:
+        pieces = generate_many(
+            model,
+            vocabulary,
+            ids,
+            args.words,
+            sampling,
+            args.seed,
+            args.samples,
+            args.allow_unk,
+            args.until_eos,
+            args.batch_size,
+        )
+    heads = [prompt for prompt in prompts for _ in range(args.samples)]
+    if args.json:
+        run = {"run": str(args.run), "step": facts["position"]["step"]}
+        print(json.dumps(run | {"texts": _texts(pieces, heads, args.samples, vocabulary)}))
+    else:
+        _print(in_order(pieces), heads, vocabulary)
+    return 0
+
+
+def _parser() -> Parser:
+    from train.run_folder import BEST, LATEST
 
     parser = Parser(prog="python -m train.generate", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run")
-    parser.add_argument(
-        "--prompt", default="", metavar="TEXT", help="words to go on from, separated by spaces"
-    )
-    parser.add_argument("--words", type=int, default=60, metavar="N", help="words to draw; default 60")
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, metavar="X", help="0: the likeliest word; default 1"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws; default 0")
-    parser.add_argument("--allow-unk", action="store_true", help=f"let {UNK} be drawn")
     parser.add_argument("--checkpoint", choices=(BEST, LATEST), default=BEST, help="default: best")
-    args = parser.parse_args(argv)
-    if args.words < 1:
-        raise InputError(f"--words: must be at least 1; got {args.words}")
-    if args.seed < 0:
-        raise InputError(f"--seed: must be at least 0; got {args.seed}")
-
-    model, _, vocabulary, _ = load_trained(args.run, args.checkpoint)
-    given = args.prompt.split()
-    prompt, unknown = vocabulary.encode(given)
-    if given and len(unknown) == len(given):
-        raise InputError(
-            f"--prompt: the model knows none of its words ({args.prompt}); use words of its text"
-        )
-    if unknown:
-        print(f"not in the vocabulary, read as {UNK}: {' '.join(unknown)}", file=sys.stderr)
-    drawn = generate(
-        model, vocabulary, prompt.tolist(), args.words, args.temperature, args.seed, args.allow_unk
+    what = parser.add_argument_group("what to write")
+    what.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="words to go on from, separated by spaces; may be given many times",
     )
-    print("".join(map(as_text, given)), end="", flush=True)
-    for word in drawn:
-        print(as_text(vocabulary.words[word]), end="", flush=True)
-    print()
-    return 0
+    what.add_argument(
+        "--prompts", metavar="FILE", help="one prompt a line, empty lines left out; - reads standard input"
+    )
+    what.add_argument("--samples", type=int, default=1, metavar="N", help="texts for each prompt; default 1")
+    what.add_argument("--words", type=int, default=60, metavar="N", help="words of a text; default 60")
+    what.add_argument(
+        "--until-eos", action="store_true", help=f"a text ends with its first {EOS}, the end of a line"
+    )
+    what.add_argument("--allow-unk", action="store_true", help=f"let {UNK} be written")
+
+    how = parser.add_argument_group("how words are drawn")
+    how.add_argument("--temperature", type=float, metavar="X", help="0: the likeliest word; default 1")
+    how.add_argument("--greedy", action="store_true", help="the likeliest word each time")
+    how.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest words")
+    how.add_argument(
+        "--top-p", type=float, metavar="P", help="draw among the fewest words that reach probability P"
+    )
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws; default 0")
+
+    beam = parser.add_argument_group("or searched")
+    beam.add_argument(
+        "--num-beams", type=int, metavar="K", help="the best text that a search over K at a time finds"
+    )
+    beam.add_argument(
+        "--length-penalty",
+        type=float,
+        metavar="A",
+        help="score texts by log P / length^A, which matters with --until-eos; default 1",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=ROWS,
+        metavar="N",
+        help=f"texts written side by side; default {ROWS}; 1 is fastest for a single one",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse numbers out of range, and flags that contradict each other."""
+    lowest = {"words": 1, "samples": 1, "num_beams": 1, "batch_size": 1, "top_k": 1, "seed": 0}
+    for name, least in lowest.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')}: must be at least {least}; got {value}")
+    drawing = {
+        "--temperature": args.temperature is not None,
+        "--greedy": args.greedy,
+        "--top-k": args.top_k is not None,
+        "--top-p": args.top_p is not None,
+        "--samples": args.samples > 1,
+    }
+    given = [flag for flag, is_given in drawing.items() if is_given]
+    if args.num_beams and given:
+        raise InputError(f"--num-beams: searches for one text and draws none; leave {given[0]} out")
+    others = [flag for flag in given if flag != "--greedy"]
+    if args.greedy and others:
+        raise InputError(f"--greedy: takes the likeliest word each time; leave {others[0]} out")
+    if args.samples > 1 and args.temperature == 0:
+        raise InputError("--samples: with --temperature 0 all of them are the same; leave one of the two out")
+    if args.length_penalty is not None and not args.num_beams:
+        raise InputError("--length-penalty: is of beam search; add --num-beams K")
+
+
+def _sampling(args: argparse.Namespace) -> Sampling:
+    temperature = 1.0 if args.temperature is None else args.temperature
+    top_p = 1.0 if args.top_p is None else args.top_p
+    return Sampling(0.0 if args.greedy else temperature, args.top_k or 0, top_p)
+
+
+def _given_prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """(where it was given, text) of every prompt; one empty prompt if there is none."""
+    given = [("--prompt", text) for text in args.prompt or []]
+    if args.prompts is not None:
+        lines = _read_text(args.prompts).split("\n")
+        given += [(f"{args.prompts}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
+        if not given:
+            raise InputError(f"{args.prompts}: must hold one prompt a line; it holds none")
+    return given or [("--prompt", "")]
+
+
+def _read_text(name: str) -> str:
+    try:
+        return (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode("utf-8")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{name}: cannot be read ({reason}); expected one prompt a line") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: is not UTF-8 text: {error}") from None
+
+
+def _report_unknown(given: list[tuple[str, str]], prompts: list[Prompt]) -> None:
+    for number, ((where, _), prompt) in enumerate(zip(given, prompts, strict=True), 1):
+        if prompt.unknown:
+            place = f"{where}: " if where != "--prompt" else f"prompt {number}: " if len(given) > 1 else ""
+            print(f"{place}not in the vocabulary, read as {UNK}: {' '.join(prompt.unknown)}", file=sys.stderr)
+
+
+def _print(pieces: Iterable[Piece], heads: list[Prompt], vocabulary: Vocabulary) -> None:
+    """Every text after its prompt, as it comes; several are told apart by a line with their number."""
+    begun = -1
+    for piece in pieces:
+        if piece.text != begun:
+            begun = piece.text
+            if len(heads) > 1:
+                print(f"--- {begun + 1}/{len(heads)} ---")
+            print("".join(map(as_text, heads[begun].words)), end="", flush=True)
+        words = [vocabulary.words[word] for word in piece.words]
+        print("".join(map(as_text, words)), end="", flush=True)
+        if piece.is_last and words[-1] != EOS:
+            print(flush=True)
+
+
+def _texts(
+    pieces: Iterable[Piece], heads: list[Prompt], num_samples: int, vocabulary: Vocabulary
+) -> list[dict[str, Any]]:
+    """What --json tells of every text; `words` and `log_prob` (nats) are without the prompt."""
+    texts: list[dict[str, Any]] = [
+        {
+            "prompt": prompt.words,
+            "unknown": prompt.unknown,
+            "sample": number % num_samples,
+            "words": [],
+            "log_prob": 0.0,
+        }
+        for number, prompt in enumerate(heads)
+    ]
+    for piece in pieces:
+        texts[piece.text]["words"] += [vocabulary.words[word] for word in piece.words]
+        texts[piece.text]["log_prob"] += piece.log_prob
+    for text in texts:
+        text["text"] = "".join(map(as_text, text["prompt"] + text["words"])).rstrip(" ")
+    return texts
 
 
 if __name__ == "__main__":
