@@ -46,7 +46,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 
 def outcome(main: Callable[[], int | None], where: Callable[[], str] = lambda: "") -> tuple[str, int]:
-    """What `main` leaves to be printed on stderr, and its exit status; `where` tells who met an InputError."""
+    """What `main` leaves to be printed on stderr, and its exit status; `where` opens an InputError's line."""
     try:
         status = main() or 0
         sys.stdout.flush()  # here, where a reader that went away is understood
