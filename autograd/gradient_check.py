@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,27 @@ from autograd.variable import Variable
 
 STEP = 1e-6
 """Central differences err by about STEP² (truncation) + 1e-16 / STEP (rounding): least near 1e-5 … 1e-6."""
+TOLERANCE = 1e-7
+"""The worst relative error of a gradient that passes as right."""
+
+
+class Comparison(NamedTuple):
+    """A derivative along one direction, twice: from `backward`, and from a central difference.
+
+    Attributes:
+        analytic, numerical: the two.
+        norm: of the whole gradient, which the error is relative to.
+    """
+
+    analytic: float
+    numerical: float
+    norm: float
+
+    @property
+    def error(self) -> float:
+        """|analytic - numerical| / max(‖gradient‖, |numerical|)."""
+        scale = max(self.norm, abs(self.numerical), np.finfo(float).tiny)
+        return abs(self.analytic - self.numerical) / scale
 
 
 def numerical_grad(
@@ -55,9 +76,47 @@ def check_backward(
     seed: int = 0,
     directions: int = 2,
     step: float = STEP,
-    tolerance: float = 1e-7,
+    tolerance: float = TOLERANCE,
 ) -> float:
     """Assert that `function`'s gradients agree with central differences along random directions.
+
+    Args:
+        tolerance: the worst relative error that passes.
+        Others as for `compare_backward`.
+
+    Returns:
+        The worst relative error, |analytic - numerical| / max(‖gradient‖, |numerical|).
+
+    Raises:
+        AssertionError: it is above the tolerance.
+        TypeError: no input is float64.
+    """
+    comparisons = compare_backward(
+        function, inputs, grad_outputs, seed=seed, directions=directions, step=step
+    )
+    worst = worst_of(comparisons)
+    assert worst.error <= tolerance, (
+        f"gradient check: relative error {worst.error:.1e} is above {tolerance:.0e}: along one direction "
+        f"backward says {worst.analytic:.12g}, differences say {worst.numerical:.12g}"
+    )
+    return worst.error
+
+
+def worst_of(comparisons: Sequence[Comparison]) -> Comparison:
+    """The one with the largest error; one that is not a number is worse than any that is."""
+    return max(comparisons, key=lambda comparison: (np.isnan(comparison.error), comparison.error))
+
+
+def compare_backward(
+    function: Callable[..., Any],
+    inputs: Sequence[Any],
+    grad_outputs: Sequence[Any] | None = None,
+    *,
+    seed: int = 0,
+    directions: int = 2,
+    step: float = STEP,
+) -> list[Comparison]:
+    """`function`'s gradients beside central differences, along random directions.
 
     A derivative along a random direction costs two evaluations however large the inputs are, and a
     wrong element of the gradient shows in it with probability one.
@@ -70,13 +129,8 @@ def check_backward(
         seed: of the directions and of grad_outputs.
         directions: how many are tried.
         step: how far the inputs are moved along the direction, both ways.
-        tolerance: the worst relative error that passes.
-
-    Returns:
-        The worst relative error, |analytic - numerical| / max(‖gradient‖, |numerical|).
 
     Raises:
-        AssertionError: it is above the tolerance.
         TypeError: no input is float64.
     """
     rng = np.random.default_rng(seed)
@@ -89,24 +143,18 @@ def check_backward(
         grad_outputs = [rng.standard_normal(output.shape) for output in outputs]
     backward_all(outputs, grad_outputs)
     gradients = [variables[index].grad for index in moved]
-    norm = np.sqrt(sum(float((grad**2).sum()) for grad in gradients if grad is not None))
+    norm = float(np.sqrt(sum(float((grad**2).sum()) for grad in gradients if grad is not None)))
 
-    worst = 0.0
+    comparisons = []
     for _ in range(directions):
         direction = [rng.standard_normal(np.shape(inputs[index])) for index in moved]
-        analytic = _weighted_sum(gradients, direction)
         above, below = (
             _weighted_sum(_arrays(function, _shifted(inputs, moved, direction, sign * step)), grad_outputs)
             for sign in (+1, -1)
         )
-        numerical = (above - below) / (2 * step)
-        error = abs(analytic - numerical) / max(norm, abs(numerical), np.finfo(float).tiny)
-        worst = float(np.maximum(worst, error))  # unlike max, it lets nothing that is not a number go by
-    assert worst <= tolerance, (
-        f"gradient check: relative error {worst:.1e} is above {tolerance:.0e}: along the last direction "
-        f"backward says {analytic:.12g}, differences say {numerical:.12g}"
-    )
-    return worst
+        analytic = _weighted_sum(gradients, direction)
+        comparisons.append(Comparison(analytic, (above - below) / (2 * step), norm))
+    return comparisons
 
 
 def backward_all(outputs: Sequence[Variable], grad_outputs: Sequence[Any]) -> None:

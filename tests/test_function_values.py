@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from function_cases import BROADCASTS, SHAPES, away_from_zero, normal, positive
 
 import autograd.functions as F
 from autograd import DtypeError, InputError, ShapeError, Variable
+from autograd.function_cases import BROADCASTS, SHAPES, away_from_zero, normal, positive
 from autograd.functions import layer_normalization as normalize
 from autograd.functions import softmax_cross_entropy as cross_entropy
 

@@ -1,12 +1,16 @@
-"""One list of calls for every Function: what the tests of its gradient run through.
+"""Calls of every Function of the engine: what `python -m autograd.check` and the tests run through.
 
-Shapes cover none, size 1, empty batches and broadcasting both ways.
+A new Function gets one line here, `yield Case(Cube, cube, [normal(2, 3)])`, with the shapes that it may meet:
+none, size 1, empty batches and broadcasting both ways. `python -m autograd.check` fails if it has none.
 """
+
+from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,17 +32,6 @@ from autograd.functions.linear import Linear, Matmul
 from autograd.functions.loss import LogSoftmax, SoftmaxCrossEntropy
 from autograd.functions.normalization import LayerNormalization
 from autograd.functions.reduction import Mean, Sum
-from minilstm.adaptive_softmax import AdaptiveSoftmaxLoss, adaptive_softmax_loss
-from minilstm.layer_norm_lstm import LayerNormLSTM, layer_norm_lstm
-from minilstm.lstm import LSTM, lstm
-from minilstm.regularization import (
-    ActivationRegularization,
-    TemporalActivationRegularization,
-    activation_regularization,
-    temporal_activation_regularization,
-)
-from minilstm.sampled_softmax import Sample, SampledSoftmaxLoss, sampled_softmax_loss
-from minilstm.tied_softmax import TiedSoftmaxLoss, tied_softmax_loss
 
 SHAPES = [(), (1,), (3,), (2, 1), (2, 3), (0, 3), (2, 1, 4), (3, 0, 2)]
 BROADCASTS = [
@@ -50,7 +43,13 @@ KEPT = np.array([0, 2.0, 1.5, 0.5])
 
 @dataclass
 class Case:
-    """A call that applies a Function of this kind; those of its arrays that hold floats are variables."""
+    """A call that applies a Function of this kind; those of its arrays that hold floats are variables.
+
+    Args:
+        kind: the Function whose gradient is checked.
+        function: takes the inputs, as arrays or variables.
+        inputs: float64 arrays, and integers that are constants.
+    """
 
     kind: type[Function]
     function: Callable[..., Variable | tuple[Variable, ...]]
@@ -64,12 +63,14 @@ class Case:
         return [index for index, value in enumerate(self.inputs) if value.dtype.kind == "f"]
 
 
-def outputs_of(case: Case, inputs: list) -> tuple[Variable, ...]:
+def outputs_of(case: Case, inputs: list[Any]) -> tuple[Variable, ...]:
+    """What the call makes of these inputs instead of its own, a tuple always."""
     result = case.function(*inputs)
     return result if isinstance(result, tuple) else (result,)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Standard normal numbers; equal shapes and seeds give equal ones."""
     return np.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape))
 
 
@@ -80,14 +81,16 @@ def away_from_zero(*shape: int) -> np.ndarray:
 
 
 def positive(*shape: int) -> np.ndarray:
+    """At least 0.5: for logarithms and roots."""
     return np.abs(away_from_zero(*shape))
 
 
 def ids(size: int, *shape: int) -> np.ndarray:
+    """Whole numbers in [0, size)."""
     return np.asarray(np.random.default_rng([size, *shape]).integers(0, size, shape))
 
 
-def elementwise():
+def elementwise() -> Iterator[Case]:
     for shape in SHAPES:
         for kind, function in ((Exp, F.exp), (Sigmoid, F.sigmoid), (Tanh, F.tanh), (Negate, F.negate)):
             yield Case(kind, function, [normal(*shape)])
@@ -109,7 +112,7 @@ def elementwise():
     yield Case(Subtract, lambda x: 1 - x, [positive(2, 3)])
 
 
-def reductions():
+def reductions() -> Iterator[Case]:
     for shape, axis, keepdims in itertools.product(SHAPES, (None, 0, -1, (0, -1), (-2,)), (False, True)):
         axes = () if axis is None else np.atleast_1d(axis)
         if len(shape) < 2 and axis is not None and not (len(shape) == 1 and axis in (0, -1)):
@@ -120,7 +123,7 @@ def reductions():
             yield Case(Mean, functools.partial(F.mean, **options), [x])
 
 
-def array_functions():
+def array_functions() -> Iterator[Case]:
     for shape, new in (((2, 3), (3, 2)), ((2, 3), (-1,)), ((), (1, 1)), ((0, 3), (3, 0)), ((4,), (2, 1, 2))):
         yield Case(Reshape, functools.partial(F.reshape, shape=new), [normal(*shape)])
     for shape in SHAPES:
@@ -155,7 +158,7 @@ def array_functions():
         yield Case(BroadcastTo, functools.partial(F.broadcast_to, shape=new), [normal(*shape)])
 
 
-def products():
+def products() -> Iterator[Case]:
     for x, y in (
         ((2, 3), (3, 4)), ((1, 1), (1, 1)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4)), ((0, 3), (3, 4)),
         ((5, 1, 2, 3), (4, 3, 1)), ((0, 2, 3), (3, 4)), ((2, 0), (0, 3)), ((1, 2, 3), (5, 3, 2)),
@@ -167,7 +170,7 @@ def products():
     yield Case(Linear, F.linear, [normal(2, 1), normal(1, 1), normal(1)])
 
 
-def normalizations_and_losses():
+def normalizations_and_losses() -> Iterator[Case]:
     for shape in ((5,), (1,), (2, 5), (2, 1), (0, 5), (3, 2, 4)):
         width = shape[-1:]
         parameters = [normal(*width), normal(*width, seed=1)]
@@ -177,64 +180,13 @@ def normalizations_and_losses():
         yield Case(SoftmaxCrossEntropy, F.softmax_cross_entropy, [normal(*shape), ids(*width, *shape[:-1])])
     for targets in (np.array([1, -1, 0, 4]), np.full(4, -1)):
         yield Case(SoftmaxCrossEntropy, F.softmax_cross_entropy, [normal(4, 5), targets])
-        yield Case(TiedSoftmaxLoss, tied_softmax_loss, [normal(4, 3), normal(5, 3), normal(5), targets])
-    for (n, e, v), block_size in itertools.product(((4, 3, 7), (1, 1, 2), (0, 3, 5), (3, 1, 2)), (2, 512)):
-        blocks = functools.partial(tied_softmax_loss, block_size=block_size)
-        yield Case(TiedSoftmaxLoss, blocks, [normal(n, e), normal(v, e, seed=1), normal(v), ids(v, n)])
 
 
-def sampled_losses():
-    """With no, some and all of the targets among the drawn words, and with rows that are not scored."""
-    for (n, e, v), drawn in (
-        ((4, 3, 7), [5]), ((4, 3, 7), [0, 3, 6]), ((1, 1, 2), [0, 1]), ((0, 3, 5), [1, 2]),
-        ((3, 2, 4), range(4)),
-    ):  # fmt: skip
-        loss = functools.partial(sampled_softmax_loss, sample=Sample(np.array(drawn), 9))
-        arrays = [normal(n, e), normal(v, e, seed=1), normal(v)]
-        yield Case(SampledSoftmaxLoss, loss, [*arrays, ids(v, n)])
-        for targets in (np.where(np.arange(n) % 2, -1, 0), np.full(n, -1)):
-            yield Case(SampledSoftmaxLoss, loss, [*arrays, targets])
-
-
-def adaptive_losses():
-    """Targets in every part, in the head alone, in one band alone, and rows that are not scored."""
-    for bands, targets in (
-        ((3, 5), [0, 6, 3, 4, 8, 2]), ((3, 5), [0, 2]), ((3, 5, 8), [6, 5]), ((1,), [8]),
-        ((3, 5), [-1, 6, -1, 0]), ((3, 5), [-1, -1]), ((3, 5), []),
-    ):  # fmt: skip
-        loss = functools.partial(adaptive_softmax_loss, bands=bands)
-        shapes = ((len(targets), 4), (9, 4), (9,), (len(bands), 4), (len(bands),))
-        arrays = [normal(*shape, seed=k) for k, shape in enumerate(shapes)]
-        yield Case(AdaptiveSoftmaxLoss, loss, [*arrays, np.array(targets, int)])
-
-
-def regularizers():
-    for shape in ((1,), (4, 3), (4, 2, 3), (1, 2, 3), (2, 1, 1), (5, 0, 3)):
-        penalty = functools.partial(activation_regularization, alpha=0.7)
-        yield Case(ActivationRegularization, penalty, [normal(*shape)])
-        penalty = functools.partial(temporal_activation_regularization, beta=0.7)
-        yield Case(TemporalActivationRegularization, penalty, [normal(*shape)])
-
-
-def embeddings_and_lstms():
+def embeddings() -> Iterator[Case]:
     for shape in ((), (1,), (5,), (3, 2), (0,), (2, 0)):
         yield Case(Embedding, F.embedding, [ids(4, *shape), normal(4, 3)])
         scaled = lambda ids, W: F.embedding(ids, W, KEPT.astype(W.dtype))  # noqa: E731
         yield Case(Embedding, scaled, [ids(4, *shape), normal(4, 3)])
-    for T, B, inputs, H in ((1, 1, 1, 1), (3, 2, 4, 5), (4, 1, 2, 3), (2, 0, 3, 2)):
-        shapes = [(T, B, inputs), (B, H), (B, H), (4 * H, inputs), (4 * H, H)]
-        for kind, function, vectors in (
-            (LSTM, lstm, [(4 * H,)]),
-            (LayerNormLSTM, layer_norm_lstm, [(4 * H,), (4 * H,), (H,), (H,)]),
-        ):
-            arrays = [normal(*shape, seed=k) for k, shape in enumerate(shapes + vectors)]
-            yield Case(kind, function, arrays)
-            yield Case(kind, functools.partial(with_candidates_dropped, function), arrays)
-
-
-def with_candidates_dropped(function, x, h0, *rest):
-    mask = np.random.default_rng(0).integers(0, 3, (*x.shape[:2], h0.shape[1])) * 0.75
-    return function(x, h0, *rest, candidate_mask=mask.astype(x.dtype))
 
 
 CASES = [
@@ -243,8 +195,7 @@ CASES = [
     *array_functions(),
     *products(),
     *normalizations_and_losses(),
-    *sampled_losses(),
-    *adaptive_losses(),
-    *regularizers(),
-    *embeddings_and_lstms(),
+    *embeddings(),
 ]
+PLOTTED: list[type[Function]] = [Tanh, LayerNormalization, Matmul]
+"""What `--plot` shows; the product is linear in each factor, so central differences truncate nothing."""

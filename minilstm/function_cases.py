@@ -1,0 +1,93 @@
+"""Calls of every Function of the model, as autograd/function_cases.py has them for the engine's own."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from autograd import Function
+from autograd.function_cases import Case, ids, normal
+from minilstm.adaptive_softmax import AdaptiveSoftmaxLoss, adaptive_softmax_loss
+from minilstm.layer_norm_lstm import LayerNormLSTM, layer_norm_lstm
+from minilstm.lstm import LSTM, lstm
+from minilstm.regularization import (
+    ActivationRegularization,
+    TemporalActivationRegularization,
+    activation_regularization,
+    temporal_activation_regularization,
+)
+from minilstm.sampled_softmax import Sample, SampledSoftmaxLoss, sampled_softmax_loss
+from minilstm.tied_softmax import TiedSoftmaxLoss, tied_softmax_loss
+
+
+def tied_losses() -> Iterator[Case]:
+    """With blocks of the vocabulary narrower and wider than it, and with rows that are not scored."""
+    for targets in (np.array([1, -1, 0, 4]), np.full(4, -1)):
+        yield Case(TiedSoftmaxLoss, tied_softmax_loss, [normal(4, 3), normal(5, 3), normal(5), targets])
+    for (n, e, v), block_size in itertools.product(((4, 3, 7), (1, 1, 2), (0, 3, 5), (3, 1, 2)), (2, 512)):
+        blocks = functools.partial(tied_softmax_loss, block_size=block_size)
+        yield Case(TiedSoftmaxLoss, blocks, [normal(n, e), normal(v, e, seed=1), normal(v), ids(v, n)])
+
+
+def sampled_losses() -> Iterator[Case]:
+    """With no, some and all of the targets among the drawn words, and with rows that are not scored."""
+    for (n, e, v), drawn in (
+        ((4, 3, 7), [5]), ((4, 3, 7), [0, 3, 6]), ((1, 1, 2), [0, 1]), ((0, 3, 5), [1, 2]),
+        ((3, 2, 4), range(4)),
+    ):  # fmt: skip
+        loss = functools.partial(sampled_softmax_loss, sample=Sample(np.array(drawn), 9))
+        arrays = [normal(n, e), normal(v, e, seed=1), normal(v)]
+        yield Case(SampledSoftmaxLoss, loss, [*arrays, ids(v, n)])
+        for targets in (np.where(np.arange(n) % 2, -1, 0), np.full(n, -1)):
+            yield Case(SampledSoftmaxLoss, loss, [*arrays, targets])
+
+
+def adaptive_losses() -> Iterator[Case]:
+    """Targets in every part, in the head alone, in one band alone, and rows that are not scored."""
+    for bands, targets in (
+        ((3, 5), [0, 6, 3, 4, 8, 2]), ((3, 5), [0, 2]), ((3, 5, 8), [6, 5]), ((1,), [8]),
+        ((3, 5), [-1, 6, -1, 0]), ((3, 5), [-1, -1]), ((3, 5), []),
+    ):  # fmt: skip
+        loss = functools.partial(adaptive_softmax_loss, bands=bands)
+        shapes = ((len(targets), 4), (9, 4), (9,), (len(bands), 4), (len(bands),))
+        arrays = [normal(*shape, seed=k) for k, shape in enumerate(shapes)]
+        yield Case(AdaptiveSoftmaxLoss, loss, [*arrays, np.array(targets, int)])
+
+
+def regularizers() -> Iterator[Case]:
+    for shape in ((1,), (4, 3), (4, 2, 3), (1, 2, 3), (2, 1, 1), (5, 0, 3)):
+        penalty = functools.partial(activation_regularization, alpha=0.7)
+        yield Case(ActivationRegularization, penalty, [normal(*shape)])
+        penalty = functools.partial(temporal_activation_regularization, beta=0.7)
+        yield Case(TemporalActivationRegularization, penalty, [normal(*shape)])
+
+
+def lstms() -> Iterator[Case]:
+    for T, B, inputs, H in ((1, 1, 1, 1), (3, 2, 4, 5), (4, 1, 2, 3), (2, 0, 3, 2)):
+        shapes = [(T, B, inputs), (B, H), (B, H), (4 * H, inputs), (4 * H, H)]
+        for kind, function, vectors in (
+            (LSTM, lstm, [(4 * H,)]),
+            (LayerNormLSTM, layer_norm_lstm, [(4 * H,), (4 * H,), (H,), (H,)]),
+        ):
+            arrays = [normal(*shape, seed=k) for k, shape in enumerate(shapes + vectors)]
+            yield Case(kind, function, arrays)
+            yield Case(kind, functools.partial(with_candidates_dropped, function), arrays)
+
+
+def with_candidates_dropped(function: Callable[..., Any], x: Any, h0: Any, *rest: Any) -> Any:
+    mask = np.random.default_rng(0).integers(0, 3, (*x.shape[:2], h0.shape[1])) * 0.75
+    return function(x, h0, *rest, candidate_mask=mask.astype(x.dtype))
+
+
+CASES = [
+    *tied_losses(),
+    *sampled_losses(),
+    *adaptive_losses(),
+    *regularizers(),
+    *lstms(),
+]
+PLOTTED: list[type[Function]] = [LSTM, LayerNormLSTM, TiedSoftmaxLoss]
