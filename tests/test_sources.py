@@ -115,7 +115,7 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path):
         ({"source": folder, "min_count": 0}, "min_count: expected at least 1, got 0"),
         ({"source": folder, "out": tmp_path}, "got a folder"),
         ({"source": text, "out": text, "force": True}, "is the source itself"),
-        ({"source": "wikitext2"}, "did you mean wikitext-2"),
+        ({"source": "wikitext2"}, "the nearest known name is 'wikitext-2'"),
     ):
         with pytest.raises(InputError, match=message):
             prepare(**arguments, data_dir=tmp_path / "data")

@@ -8,7 +8,6 @@ can name the place. `train/flags.py` stacks the layers that a command line asks 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import sys
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from train.checked_types import (
     Seed,
     checked,
 )
+from train.nearest import nearest
 
 if TYPE_CHECKING:
     from minilstm.config import ModelConfig
@@ -187,7 +187,7 @@ def preset_names() -> list[str]:
 def load_preset(name: str) -> Sections:
     """The sections of a preset; InputError for an unknown name, with the nearest known one."""
     if name not in preset_names():
-        raise InputError(f"unknown preset {name!r}; {_nearest('preset', name, preset_names())}")
+        raise InputError(f"unknown preset {name!r}; {nearest('preset', name, preset_names())}")
     return read_config_file(PRESETS / f"{name}.toml")
 
 
@@ -210,7 +210,7 @@ def sections_of(values: Iterable[tuple[str, Any]], where: str) -> Sections:
         section = next((name for name in sections if key in _section_kinds(name)), None)
         if section is None:
             known = [*_section_kinds("model"), *_section_kinds("train")]
-            raise InputError(f"{where}: unknown key {key!r}; {_nearest('key', key, known)}")
+            raise InputError(f"{where}: unknown key {key!r}; {nearest('key', key, known)}")
         sections[section][key] = value
     return checked_sections(sections, where)
 
@@ -228,7 +228,7 @@ def _checked_section(section: str, values: dict[str, Any], where: str) -> dict[s
     kinds = _section_kinds(section)
     for key in values:
         if key not in kinds:
-            raise InputError(f"{where}: unknown key {key!r} in [{section}]; {_nearest('key', key, kinds)}")
+            raise InputError(f"{where}: unknown key {key!r} in [{section}]; {nearest('key', key, kinds)}")
     return {key: checked(f"{where}: {key}", value, kinds[key]) for key, value in values.items()}
 
 
@@ -248,10 +248,6 @@ def _model_config_class() -> type[ModelConfig]:
     from minilstm.config import ModelConfig  # here, not above: the flags and --help need no model
 
     return ModelConfig
-
-
-def _nearest(what: str, name: str, known: Iterable[str]) -> str:
-    return f"the nearest known {what} is {difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]!r}"
 
 
 def _toml_value(value: bool | int | float | str) -> str:

@@ -4,7 +4,6 @@ A source names its text's splits and the files whose checksums tell whether the 
 `find_source` picks the one that is meant; `train/prepare.py` turns any of them into token ids.
 """
 
-import difflib
 import io
 import os
 from abc import ABC, abstractmethod
@@ -17,6 +16,7 @@ from autograd.errors import InputError
 from train.corpus import SPLITS
 from train.download import download, unpack
 from train.files import exclusive_lock, made_folder
+from train.nearest import nearest
 from train.text import BLOCK, Text, file_text, memory_text
 
 
@@ -194,8 +194,8 @@ def find_source(given: str | os.PathLike, data_dir: Path) -> Source:
     if path.is_file():
         return TextFile(path)
     names = [PythonDocs.name, *ARCHIVES]
-    nearest = difflib.get_close_matches(name, names, 1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = nearest("name", name, names, cutoff=0.6)
     raise InputError(
-        f"{name}: expected a folder, a text file or one of {', '.join(names)}; nothing is there{hint}"
+        f"{name}: expected a folder, a text file or one of {', '.join(names)}; nothing is there"
+        + (f", {hint}" if hint else "")
     )
