@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from autograd.errors import InputError
+from minilstm import MaskStream
 
 Read = Callable[[int, int], np.ndarray]
 """read(start, stop): the token ids of a split from start to stop, as `Corpus.read` gives them."""
@@ -27,7 +27,7 @@ FULL_LENGTH = 0.95
 class Windows:
     """How every epoch of the streams is cut into windows: a pure function of the seed and the epoch.
 
-    Random numbers come from Philox, keyed by the seed and by what is drawn, at a counter that holds the
+    Random numbers come from streams keyed by the seed and by what is drawn, at a counter that holds the
     epoch. So all ranks cut alike, and a resumed run cuts as the undisturbed one, with nothing to save.
 
     Args:
@@ -69,9 +69,7 @@ class Windows:
         return steps / self.window if self.variable else 1.0
 
     def _random(self, what: str, epoch: int) -> np.random.Generator:
-        key = np.array([self.seed, zlib.crc32(f"windows.{what}".encode())], np.uint64)
-        counter = np.array([0, 0, 0, epoch], np.uint64)
-        return np.random.Generator(np.random.Philox(key=key, counter=counter))
+        return MaskStream(self.seed, epoch).generator(f"windows.{what}")
 
     def _start(self, epoch: int, length: int) -> int:
         if not self.random_start:
