@@ -14,7 +14,6 @@ import numpy as np
 
 from autograd import Function, Variable
 from autograd.backend import get_array_module
-from autograd.functions.linear import column_sums
 from autograd.parallel import matmul_rows
 from minilstm.lstm import F, O, checked_sizes, local_derivatives, run_backward, run_forward, sigmoid_from_tanh
 from minilstm.lstm_cell import FORGET_BIAS, epsilon_for
@@ -86,35 +85,36 @@ class LayerNormLSTM(Function):
         da = (gates.copy() if self.saved_is_needed_again else gates).reshape(T, B, 4, H)
         normal, gate_gain = normal.reshape(da.shape), gate_gain.reshape(4, H)
         f, o_slope = local_derivatives(da, c, tanh_c, self.candidate_mask)
-        wide = inverse_std.dtype
-        d_gain, d_shift = xp.zeros((B, 4, H), wide), xp.zeros((B, 4, H), wide)  # row by row: no thread waits
-        dc_gain, dc_shift = xp.zeros((B, H), wide), xp.zeros((B, H), wide)
+        # Sums over the steps, row by row: no thread waits for another.
+        d_gate_gain, d_gate_shift = (xp.zeros((B, 4, H), inverse_std.dtype) for _ in range(2))
+        d_cell_gain, d_cell_shift = (xp.zeros((B, H), inverse_std.dtype) for _ in range(2))
         parts = batch_parts(x, B, H)
         times_W_hh = RecurrentProduct(W_hh, rows=-(-B // len(parts)))
 
         def run(rows: slice, steps: slice) -> None:
             dh_t, dc_t = dh[rows], dc[rows]
-            through_h, scratch = xp.empty_like(dh_t), xp.empty_like(d_gain[rows])
+            through_h, scratch = xp.empty_like(dh_t), xp.empty_like(d_gate_gain[rows])
             mean = xp.empty_like(scratch[..., :1])
             for t in reversed(range(steps.start, steps.stop)):
                 da_t = da[t, rows]
                 if dy is not None:
                     dh_t += dy[t, rows]  # (6)
                 dc_t += xp.multiply(dh_t, o_slope[t, rows], out=through_h)  # (7)
-                z, scale = normal_c[t, rows], c_inverse_std[t, rows]
-                add_products(dc_gain[rows], dc_shift[rows], dc_t, z, scratch[:, 0])  # (54)
-                undo_normalization(dc_t, z, cell_gain, scale, scratch[:, 0], mean[:, 0])  # (55): now ds
+                n, scale = normal_c[t, rows], c_inverse_std[t, rows]
+                add_products(d_cell_gain[rows], d_cell_shift[rows], dc_t, n, scratch[:, 0])  # (54)
+                undo_normalization(dc_t, n, cell_gain, scale, scratch[:, 0], mean[:, 0])  # (55): now ds
                 da_t[:, :O] *= dc_t[:, None]  # (56)
                 da_t[:, O] *= dh_t  # (9): now dz
                 dc_t *= f[t, rows]  # (57)
-                z, scale = normal[t, rows], inverse_std[t, rows]
-                add_products(d_gain[rows], d_shift[rows], da_t, z, scratch)  # (58)
-                undo_normalization(da_t, z, gate_gain, scale, scratch, mean)  # (59): now da
+                n, scale = normal[t, rows], inverse_std[t, rows]
+                add_products(d_gate_gain[rows], d_gate_shift[rows], da_t, n, scratch)  # (58)
+                undo_normalization(da_t, n, gate_gain, scale, scratch, mean)  # (59): now da
                 times_W_hh(da_t.reshape(-1, 4 * H), out=dh_t)  # (60)
 
         dx, dW_ih, dW_hh = run_backward(self, parts, run, da, x, W_ih, h)
-        sums = (column_sums(d.reshape(B, -1)).astype(x.dtype) for d in (d_gain, d_shift, dc_gain, dc_shift))
-        return dx, dh, dc, dW_ih, dW_hh, *sums
+        sums = (d_gate_gain, d_gate_shift, d_cell_gain, d_cell_shift)
+        vectors = (d.sum(axis=0).reshape(-1).astype(x.dtype) for d in sums)
+        return dx, dh, dc, dW_ih, dW_hh, *vectors
 
 
 def normalize(x: Any, inverse_std: Any, epsilon: float, scratch: Any) -> None:

@@ -189,7 +189,7 @@ def local_derivatives(gates: Any, c: Any, tanh_c: Any, mask: Any = None) -> tupl
         a[:, :, G] = (1 - g * g) * i
         if mask is not None:
             a[:, :, I] *= mask[steps]  # (36)
-            a[:, :, G] *= mask[steps]  # (36)
+            a[:, :, G] *= mask[steps]
 
     run_parts(run, split_range(len(gates), num_threads() if xp is np else 1))
     return all_f, all_o_slope

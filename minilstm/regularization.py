@@ -25,11 +25,11 @@ class ActivationRegularization(Function):
 
     def forward(self, h):
         self.save(h)
-        return _scaled_mean_square(h, self.alpha)
+        return _scaled_mean_square(h, self.alpha)  # (61) of docs/lstm_backward.md
 
     def backward(self, dy):
         (h,) = self.saved
-        return h * (dy * (2 * self.alpha / max(h.size, 1)))
+        return h * (dy * (2 * self.alpha / max(h.size, 1)))  # (63)
 
 
 class TemporalActivationRegularization(Function):
@@ -41,14 +41,14 @@ class TemporalActivationRegularization(Function):
             raise ShapeError(f"{self.label}: h must be (T, …) with the steps first; got {h.shape}")
         change = h[1:] - h[:-1]
         self.save(change)
-        return _scaled_mean_square(change, self.beta)
+        return _scaled_mean_square(change, self.beta)  # (62)
 
     def backward(self, dy):
         (change,) = self.saved
         change = change * (dy * (2 * self.beta / max(change.size, 1)))
         dh = get_array_module(change).zeros(self.inputs[0].shape, change.dtype)
         dh[1:] = change
-        dh[:-1] -= change
+        dh[:-1] -= change  # (64)
         return dh
 
 

@@ -29,6 +29,7 @@ from autograd.functions.loss import LogSoftmax, SoftmaxCrossEntropy
 from autograd.functions.normalization import LayerNormalization
 from autograd.functions.reduction import Mean, Sum
 from minilstm.adaptive_softmax import AdaptiveSoftmaxLoss, adaptive_softmax_loss
+from minilstm.layer_norm_lstm import LayerNormLSTM, layer_norm_lstm
 from minilstm.lstm import LSTM, lstm
 from minilstm.regularization import (
     ActivationRegularization,
@@ -220,8 +221,19 @@ def embeddings_and_lstms():
         scaled = lambda ids, W: F.embedding(ids, W, KEPT.astype(W.dtype))  # noqa: E731
         yield Case(Embedding, scaled, [ids(4, *shape), normal(4, 3)])
     for T, B, inputs, H in ((1, 1, 1, 1), (3, 2, 4, 5), (4, 1, 2, 3), (2, 0, 3, 2)):
-        shapes = ((T, B, inputs), (B, H), (B, H), (4 * H, inputs), (4 * H, H), (4 * H,))
-        yield Case(LSTM, lstm, [normal(*shape, seed=k) for k, shape in enumerate(shapes)])
+        shapes = [(T, B, inputs), (B, H), (B, H), (4 * H, inputs), (4 * H, H)]
+        for kind, function, vectors in (
+            (LSTM, lstm, [(4 * H,)]),
+            (LayerNormLSTM, layer_norm_lstm, [(4 * H,), (4 * H,), (H,), (H,)]),
+        ):
+            arrays = [normal(*shape, seed=k) for k, shape in enumerate(shapes + vectors)]
+            yield Case(kind, function, arrays)
+            yield Case(kind, functools.partial(with_candidates_dropped, function), arrays)
+
+
+def with_candidates_dropped(function, x, h0, *rest):
+    mask = np.random.default_rng(0).integers(0, 3, (*x.shape[:2], h0.shape[1])) * 0.75
+    return function(x, h0, *rest, candidate_mask=mask.astype(x.dtype))
 
 
 CASES = [
