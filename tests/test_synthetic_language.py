@@ -65,6 +65,19 @@ def test_the_model_comes_within_three_percent_of_the_true_perplexity(name, tmp_p
     assert 0.995 < test["perplexity"] / source.perplexity(symbols) < 1.03
 
 
+@pytest.mark.parametrize(
+    "softmax",
+    [{"softmax": "sampled", "num_samples": 10}, {"softmax": "adaptive", "adaptive_bands": [4, 9]}],
+    ids=["sampled", "adaptive"],
+)
+def test_the_other_softmaxes_come_as_close(softmax, tmp_path):
+    """Trained on ten of the 14 words a step, scored on all; or on a head and two bands, and scored so."""
+    source, settings = LANGUAGES["topics"]
+    symbols = write_language(tmp_path / "topics", source)["test"]
+    test = train(tmp_path / "topics", tmp_path / "run", **{**settings, **softmax, "epochs": 2})["test"]
+    assert 0.995 < test["perplexity"] / source.perplexity(symbols) < 1.03
+
+
 @pytest.mark.parametrize("name", LANGUAGES)
 def test_words_that_are_some_way_back_are_needed_for_that(name):
     """Even the best of all models that see the last three words alone is twice as far off as is allowed."""
