@@ -159,7 +159,8 @@ def main(argv: list[str] | None = None) -> int:
     communicator = get_communicator()
     score = _scorer(args, communicator)  # what is wrong with the flags is told before anything is read
     model, config, vocabulary, facts = load_trained(args.run, args.checkpoint)
-    with open_corpus(ensure_prepared(args.data or config.train.data, None, communicator)) as corpus:
+    data, min_count = args.data or config.train.data, config.train.min_count or None
+    with open_corpus(ensure_prepared(data, None, communicator, min_count=min_count)) as corpus:
         if corpus.fingerprint != vocabulary.fingerprint():
             raise InputError(
                 f"{corpus.path}: has another vocabulary than the run ({len(corpus.vocabulary)} words, "

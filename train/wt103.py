@@ -230,7 +230,7 @@ class TrainingRun:
             train.evaluation_batch_size,
             train.evaluation_window,
             description=f"scoring {split}",
-            **({} if train.evaluation_protocol == "carried" else {"protocol": train.evaluation_protocol}),
+            protocol=train.evaluation_protocol,
         )
         row = {"kind": "evaluation", "split": split, "step": position.step, "tokens": position.tokens}
         row |= {"epoch": self._epochs_done(), **result}
