@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,15 +100,25 @@ def plot_runs(paths: list[Path], out: Path) -> None:
         figure.savefig(temporary, format=kind, dpi=150)
 
 
-def draw(runs: list[Run]) -> Any:
-    """The matplotlib Figure: perplexity on top; learning rate, gradient norm and speed in a row below."""
+@contextmanager
+def styled_figure(width: float, height: float) -> Iterator[Any]:
+    """An empty matplotlib Figure of so many inches, in the style of all plots while the context lasts.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("plots need matplotlib; install it with: pip install 'minilstm[plot]'") from None
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 7.5), layout="constrained")
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def draw(runs: list[Run]) -> Any:
+    """The matplotlib Figure: perplexity on top; learning rate, gradient norm and speed in a row below."""
+    with styled_figure(11, 7.5) as figure:
         grid = figure.add_gridspec(2, 3, height_ratios=(2.4, 1))
         _draw_perplexity(figure.add_subplot(grid[0, :]), runs)
         _draw_small(figure.add_subplot(grid[1, 0]), runs, "learning_rate", "learning rate", smooth=False)
