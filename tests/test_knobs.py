@@ -341,6 +341,23 @@ def test_layer_norm():
         np.testing.assert_allclose(part[1].data.var(axis=1), 1, rtol=1e-4)
 
 
+def test_layer_norm_bears_a_text_that_begins_with_a_word_left_out():
+    """All rows are 0 then, in every layer; each normalisation would multiply the gradient by a million."""
+    norms = []
+    for keep in (1.0, KEEP):
+        knobs = {"layer_norm": True, "encoder_emb_keep_prob": keep, "lstm_init": "glorot"}
+        model = LanguageModel(ModelConfig(V, E, H, 4, **knobs))
+        mask = MaskStream(0).weight_mask("embedding", (V,), KEEP)
+        inputs, targets = window()
+        inputs[0] = np.flatnonzero(mask == 0)[0]
+        for model.implementation in ("fused", "readable"):
+            _, gradient = objective_and_gradient(model, inputs, targets, masks=MaskStream(0))
+            norms.append(np.linalg.norm(gradient))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert norms[2] == pytest.approx(norms[3], rel=1e-4)
+    assert norms[2] < 3 * norms[0]
+
+
 def test_residual():
     knobs = {"residual": True, "embedding_size": H}
     assert_equals_the_plain_model(**knobs)
