@@ -179,7 +179,7 @@ def test_every_place_of_the_model_has_a_key_of_its_own():
 
     config = ModelConfig(9, 4, 4, 10, softmax="sampled", num_samples=3, **keep)
     LanguageModel(config)(np.ones((2, 2), int), np.ones((2, 2), int), masks=Recorded(0))
-    assert len(keys) == len(set(keys.values())) == 1 + 5 * 10 + 1
+    assert len(keys) == len(set(keys.values())) == 2 + 5 * 10 + 1
 
 
 def test_ids_are_checked_before_their_masks_are_drawn():

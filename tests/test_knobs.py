@@ -87,6 +87,7 @@ def plain_outputs(model, inputs, state, drawn):
     if "embedding" in drawn:  # of every word, or of every element that is looked up
         mask = drawn["embedding"]
         x = x * (mask[inputs][..., None] if mask.ndim == 1 else mask)
+    x = masked(x, "embedding_output")
     run = unrolled_layer_norm_lstm if config.layer_norm else unrolled_lstm
     for index, (layer, (h, c)) in enumerate(zip(model.layers, state, strict=True)):
         W_ih, W_hh = (
@@ -200,7 +201,7 @@ def assert_is_a_dropout(places, **knobs):
     for place, shape in places.items():
         masks = np.array([drawn[place] for drawn in windows])
         assert set(np.unique(masks)) == {0, 1 / KEEP}, "kept elements are divided by the probability"
-        size = masks.size if "embedding" not in place or len(shape) == 1 else 100 * V * E  # words stand twice
+        size = 100 * V * E if shape == (T, B, E) and place == "embedding" else masks.size  # words stand twice
         assert abs((masks > 0).mean() - KEEP) < 4.5 * math.sqrt(KEEP * (1 - KEEP) / size), place
         assert len({mask.tobytes() for mask in masks}) > 1, "a new mask for every window"
         np.testing.assert_array_equal(
@@ -282,6 +283,7 @@ def test_recurrent_keep_prob(layer_norm):
 
 
 ACTIVATIONS = {
+    "encoder_emb_output_keep_prob": {"embedding_output": E},
     "encoder_dp_input_keep_prob": {"input.0": E, "input.1": H},
     "encoder_dp_output_keep_prob": {"output.0": H, "output.1": H},
     "encoder_last_input_keep_prob": {"input.2": H},
@@ -296,6 +298,11 @@ def assert_is_an_activation_dropout(knob):
     per_step = {knob: KEEP, "activation_dropout": "per_step"}
     assert_is_a_dropout({place: (T, B, width) for place, width in widths.items()}, **per_step)
     assert_steps_differ(**per_step)
+
+
+def test_encoder_emb_output_keep_prob():
+    """What was looked up, before the first layer: AWD-LSTM's dropouti."""
+    assert_is_an_activation_dropout("encoder_emb_output_keep_prob")
 
 
 def test_encoder_dp_input_keep_prob():
@@ -315,7 +322,7 @@ def test_encoder_last_output_keep_prob():
 
 
 def test_activation_dropout():
-    """It is the meaning of those four knobs and of no other."""
+    """It is the meaning of those five knobs and of no other."""
     others = {name: KEEP for name in KEEP_PROBS if name not in ACTIVATIONS}
     meanings = [drawn_masks(model_with(activation_dropout=way, **others)) for way in ("locked", "per_step")]
     assert meanings[0].keys() == meanings[1].keys()
@@ -339,6 +346,23 @@ def test_layer_norm():
     for part in model(*window())[1]:
         np.testing.assert_allclose(part[1].data.mean(axis=1), 0, atol=1e-6)
         np.testing.assert_allclose(part[1].data.var(axis=1), 1, rtol=1e-4)
+
+
+def test_layer_norm_bears_a_text_that_begins_with_a_word_left_out():
+    """All rows are 0 then, in every layer; each normalisation would multiply the gradient by a million."""
+    norms = []
+    for keep in (1.0, KEEP):
+        knobs = {"layer_norm": True, "encoder_emb_keep_prob": keep, "lstm_init": "glorot"}
+        model = LanguageModel(ModelConfig(V, E, H, 4, **knobs))
+        mask = MaskStream(0).weight_mask("embedding", (V,), KEEP)
+        inputs, targets = window()
+        inputs[0] = np.flatnonzero(mask == 0)[0]
+        for model.implementation in ("fused", "readable"):
+            _, gradient = objective_and_gradient(model, inputs, targets, masks=MaskStream(0))
+            norms.append(np.linalg.norm(gradient))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert norms[2] == pytest.approx(norms[3], rel=1e-4)
+    assert norms[2] < 3 * norms[0]
 
 
 def test_residual():

