@@ -12,7 +12,15 @@ from autograd import evaluation_mode
 from autograd.errors import InputError
 from minilstm import LanguageModel, ModelConfig, detach
 from train.communicator import SingleProcess
-from train.dynamic_evaluation import DynamicRule, dynamic_loss, root_mean_squares, tune
+from train.dynamic_evaluation import (
+    DEFAULTS,
+    TUNED_DECAYS,
+    TUNED_RATES,
+    DynamicRule,
+    dynamic_loss,
+    root_mean_squares,
+    tune,
+)
 from train.evaluate import evaluate
 
 EOS, V = 2, 9
@@ -161,12 +169,26 @@ def test_weights_beyond_numbers_are_an_infinite_loss(tokens):
     assert np.isfinite(model.flat_parameters).all()
 
 
-def test_tuning_takes_the_lowest_loss():
-    rules = [DynamicRule(learning_rate=rate) for rate in (1e-3, 2e-3, 4e-3)]
-    losses = {1e-3: 5.0, 2e-3: 4.5, 4e-3: np.inf}
-    best, tried = tune(rules, lambda rule: losses[rule.learning_rate])
-    assert best == rules[1]
-    assert [row["loss"] for row in tried] == [5.0, 4.5, np.inf]
+def test_tuning_takes_the_best_rate_then_the_best_decay_at_it():
+    losses = {(1, 0.1): 5.0, (2, 0.1): 4.5, (4, 0.1): np.inf, (2, 0.0): 4.6, (2, 0.3): 4.4}
+    calls = []
+
+    def loss_of(rule):
+        calls.append((rule.learning_rate, rule.decay))
+        return losses[calls[-1]]
+
+    start = DynamicRule("sgd", 1, 0.1, segment=3)
+    best, tried = tune(start, (1, 2, 4), (0.0, 0.1, 0.3), loss_of)
+    assert best == DynamicRule("sgd", 2, 0.3, segment=3)
+    assert sorted(calls) == sorted(losses)  # each once
+    assert list(tried.values()) == [losses[call] for call in calls]
+    assert tune(start, (), (), loss_of)[0] == start
+
+
+def test_every_default_is_among_what_is_tuned():
+    for name, rule in DEFAULTS.items():
+        assert rule.learning_rate in TUNED_RATES[name]
+        assert rule.decay in TUNED_DECAYS
 
 
 def test_the_rule_rms_needs_its_statistics(tokens):
@@ -219,6 +241,7 @@ def test_the_command_tunes_on_valid(run):
     assert {row["decay"] for row in dynamic["grid"]} == {0.01}
     best = min(dynamic["grid"], key=lambda row: row["loss"])
     assert (dynamic["learning_rate"], dynamic["decay"]) == (best["learning_rate"], best["decay"])
+    assert len(dynamic["grid"]) == len(TUNED_RATES["sgd"])
     told = evaluate_run(run, *flags)
     assert told.stdout.startswith("tuned on the first 60 tokens of valid: --dynamic-learning-rate ")
 

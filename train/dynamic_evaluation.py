@@ -16,7 +16,6 @@ further than back to where it was.
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -62,9 +61,9 @@ class DynamicRule:
         InputError: values out of range.
     """
 
-    rule: str = "rms"
-    learning_rate: float = 2e-3
-    decay: float = 0.02
+    rule: str
+    learning_rate: float
+    decay: float
     epsilon: float = 1e-3
     segment: int = 20
 
@@ -79,6 +78,12 @@ class DynamicRule:
         ):
             if not holds:
                 raise InputError(f"dynamic {name}: must be {expected}; got {getattr(self, name)}")
+
+
+DEFAULTS = {rule.rule: rule for rule in (DynamicRule("rms", 1e-3, 1e-3), DynamicRule("sgd", 0.5, 1e-3))}
+TUNED_RATES = {"rms": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3), "sgd": (0.1, 0.25, 0.5, 1.0, 2.0)}
+TUNED_DECAYS = (0.0, 1e-4, 1e-3, 5e-3, 2e-2)
+"""What is tried for each knob; every default is among them."""
 
 
 def root_mean_squares(
@@ -238,19 +243,29 @@ def _add_squares(squares: np.ndarray, gradients: np.ndarray) -> None:
     run_parts(work, split_range(squares.size, num_threads(), PIECE))
 
 
-TUNED_RATES = {"rms": (2e-4, 5e-4, 1e-3, 2e-3, 5e-3), "sgd": (0.05, 0.2, 0.5, 1.0, 2.0)}
-TUNED_DECAYS = {"rms": (1e-3, 5e-3, 2e-2), "sgd": (0.0, 1e-3, 5e-3)}
-
-
 def tune(
-    rules: Sequence[DynamicRule], loss_of: Callable[[DynamicRule], float]
-) -> tuple[DynamicRule, list[dict[str, float]]]:
-    """The rule with the lowest loss, and what each of them gave."""
-    tried = []
-    for rule in rules:
-        loss = loss_of(rule)
-        tried.append({"learning_rate": rule.learning_rate, "decay": rule.decay, "loss": loss})
-    return rules[int(np.argmin([row["loss"] for row in tried]))], tried
+    rule: DynamicRule,
+    rates: Sequence[float],
+    decays: Sequence[float],
+    loss_of: Callable[[DynamicRule], float],
+) -> tuple[DynamicRule, dict[DynamicRule, float]]:
+    """The learning rate with the lowest loss, then the decay with the lowest at that rate.
+
+    Args:
+        rule: what is not tuned, and the decay that the learning rates are tried with.
+        rates, decays: what is tried; none: that knob stays as it is.
+        loss_of: gives the loss that a rule leads to.
+
+    Returns:
+        the best rule, and the losses of all that were tried, in their order.
+    """
+    tried: dict[DynamicRule, float] = {}
+    for name, values in (("learning_rate", rates), ("decay", decays)):
+        knobs: list[dict[str, Any]] = [{name: value} for value in values]
+        candidates = [replace(rule, **knob) for knob in knobs] or [rule]
+        tried.update({candidate: loss_of(candidate) for candidate in candidates if candidate not in tried})
+        rule = min(candidates, key=tried.__getitem__)
+    return rule, tried
 
 
 # The command's side
@@ -258,23 +273,24 @@ def tune(
 
 def add_flags(parser: Parser) -> None:
     """--dynamic and what belongs to it."""
-    default = DynamicRule()
     group = parser.add_argument_group(
         "dynamic evaluation",
         "Each segment is scored, then learned from (Krause et al. 2018, arXiv 1709.07432); "
         "the run itself stays as it is.",
     )
     group.add_argument("--dynamic", action="store_true", help="let the weights follow the text")
-    group.add_argument("--dynamic-rule", choices=RULES, help=f"default: {default.rule}")
+    group.add_argument("--dynamic-rule", choices=RULES, help=f"default: {RULES[0]}")
     for name, metavar, text in (
         ("learning_rate", "X", "of each update"),
         ("decay", "X", "towards the trained weights at each update"),
         ("epsilon", "X", "added to the gradients' root mean squares"),
         ("segment", "N", "tokens scored, then learned from, at a time"),
     ):
-        value = getattr(default, name)
-        flag, text = f"--dynamic-{name.replace('_', '-')}", f"{text}; default {value:g}"
-        group.add_argument(flag, type=type(value), metavar=metavar, help=text)
+        values = [getattr(default, name) for default in DEFAULTS.values()]
+        told = [f"{value:g} ({rule})" for rule, value in zip(DEFAULTS, values, strict=True)]
+        text += f"; default {f'{values[0]:g}' if len(set(values)) == 1 else ', '.join(told)}"
+        flag = f"--dynamic-{name.replace('_', '-')}"
+        group.add_argument(flag, type=type(values[0]), metavar=metavar, help=text)
     group.add_argument(
         "--dynamic-statistics",
         type=int,
@@ -298,10 +314,10 @@ def scorer(
             f"--dynamic: reads one stream, each segment after the one before; run it on one process, "
             f"not on {communicator.size} ranks"
         )
-    names = ("rule", "learning_rate", "decay", "epsilon", "segment")
+    names = ("learning_rate", "decay", "epsilon", "segment")
     given = {name: vars(args)[f"dynamic_{name}"] for name in names}
-    rule = DynamicRule(**{name: value for name, value in given.items() if value is not None})
-    rules = _rules_to_try(rule, given) if args.dynamic_tune is not None else [rule]
+    rule = DEFAULTS[args.dynamic_rule or RULES[0]]
+    rule = replace(rule, **{name: value for name, value in given.items() if value is not None})
     windows = STATISTICS if args.dynamic_statistics is None else args.dynamic_statistics
     if rule.rule == "sgd" and not (args.dynamic_statistics is args.dynamic_epsilon is None):
         raise InputError("--dynamic-statistics, --dynamic-epsilon: belong to the rule rms; leave them out")
@@ -309,22 +325,12 @@ def scorer(
         raise InputError(f"--dynamic-statistics: must be at least 0; got {windows}")
     if args.dynamic_tune is not None and args.dynamic_tune < 1:
         raise InputError(f"--dynamic-tune: must be at least 1; got {args.dynamic_tune}")
-    return lambda model, corpus, communicator: _score(args, rules, windows, model, corpus, communicator)
-
-
-def _rules_to_try(rule: DynamicRule, given: dict[str, Any]) -> list[DynamicRule]:
-    def values(name: str, tried: Sequence[float]) -> Sequence[float]:
-        return tried if given[name] is None else (given[name],)
-
-    rates, decays = values("learning_rate", TUNED_RATES[rule.rule]), values("decay", TUNED_DECAYS[rule.rule])
-    return [
-        replace(rule, learning_rate=rate, decay=decay) for rate, decay in itertools.product(rates, decays)
-    ]
+    return lambda model, corpus, communicator: _score(args, rule, windows, model, corpus, communicator)
 
 
 def _score(
     args: argparse.Namespace,
-    rules: list[DynamicRule],
+    rule: DynamicRule,
     windows: int,
     model: LanguageModel,
     corpus: Corpus,
@@ -333,13 +339,13 @@ def _score(
     read, num_tokens, eos_id = stream_of(corpus, args.split)
     static = evaluate(model, read, num_tokens, eos_id, communicator, description=f"scoring {args.split}")
     began = time.perf_counter()
-    rule, rms = rules[0], None
+    rms = None
     if rule.rule == "rms":
         train, train_tokens, _ = stream_of(corpus, "train")
         rms = root_mean_squares(model, train, train_tokens, rule.segment, windows, "gradients on train")
     facts: dict[str, Any] = {"tuned": args.dynamic_tune is not None}
     if args.dynamic_tune is not None:
-        rule, tuning = _tune_on_valid(args, rules, rms, model, corpus)
+        rule, tuning = _tune_on_valid(args, rule, rms, model, corpus)
         facts |= tuning
     tuned = time.perf_counter()
     with progress(num_tokens, f"dynamic evaluation on {args.split}", "tokens") as bar:
@@ -367,21 +373,32 @@ def _score(
 
 def _tune_on_valid(
     args: argparse.Namespace,
-    rules: list[DynamicRule],
+    rule: DynamicRule,
     rms: np.ndarray | None,
     model: LanguageModel,
     corpus: Corpus,
 ) -> tuple[DynamicRule, dict[str, Any]]:
     read, num_tokens, eos_id = stream_of(corpus, "valid")
     tokens = min(args.dynamic_tune, num_tokens)
-    with progress(tokens * len(rules), f"tuning {len(rules)} rules on valid", "tokens") as bar:
-        rule, tried = tune(rules, lambda rule: dynamic_loss(model, read, tokens, eos_id, rule, rms, bar))
+    rates = TUNED_RATES[rule.rule] if args.dynamic_learning_rate is None else ()
+    decays = TUNED_DECAYS if args.dynamic_decay is None else ()
+    with progress(None, "tuning dynamic evaluation on valid", "tokens") as bar:
+        rule, tried = tune(
+            rule, rates, decays, lambda rule: dynamic_loss(model, read, tokens, eos_id, rule, rms, bar)
+        )
     if not args.json:
-        best = loss_and_perplexity(min(row["loss"] for row in tried))
+        best = loss_and_perplexity(min(tried.values()))
         print(
             f"tuned on the first {tokens:,} tokens of valid: --dynamic-learning-rate {rule.learning_rate:g} "
             f"--dynamic-decay {rule.decay:g}, perplexity there {best['perplexity']:,.2f}",
             flush=True,
         )
-    grid = [{**row, "loss": row["loss"] if math.isfinite(row["loss"]) else None} for row in tried]
+    grid = [
+        {
+            "learning_rate": rule.learning_rate,
+            "decay": rule.decay,
+            "loss": loss if math.isfinite(loss) else None,
+        }
+        for rule, loss in tried.items()
+    ]
     return rule, {"tuned_on": "valid", "tuning_tokens": tokens, "grid": grid}
