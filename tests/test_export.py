@@ -159,6 +159,14 @@ def test_safetensors_are_read_by_its_own_package_and_name_the_vocabulary(run, tm
         np.testing.assert_array_equal(file.get_tensor("rnns.1.weight_hh_l0"), model.layers[1].W_hh.data)
 
 
+@pytest.mark.parametrize("form", SUFFIXES)
+def test_whoever_may_read_other_files_may_read_these(run, tmp_path, form):
+    needs(form)
+    (tmp_path / "other").write_text("")
+    export.main([str(run), "--to", form, "--output", str(tmp_path / "x")])
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
+
+
 def test_what_plain_layers_cannot_compute_is_not_exported(run, tmp_path, monkeypatch):
     model, config, vocabulary, _ = load_trained(run)
     adaptive = dataclasses.make_dataclass("Adaptive", ["softmax"])("adaptive")

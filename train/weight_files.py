@@ -155,7 +155,14 @@ def _to_numpy(path: Path, name: str, tensor: Any, torch: Any) -> np.ndarray:
 
 def _safetensors_writer(facts: dict[str, str]) -> Callable[[Path, dict[str, np.ndarray]], None]:
     save_file = _import_safetensors().save_file
-    return lambda path, arrays: save_file(arrays, path, metadata={"format": "pt", **facts})
+
+    def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+        path.touch()
+        mode = path.stat().st_mode  # the package would leave the file to its owner alone
+        save_file(arrays, path, metadata={"format": "pt", **facts})
+        path.chmod(mode)
+
+    return write
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
