@@ -1,4 +1,4 @@
-"""python -m autograd.check [MODULE …]: every Function's gradient against central differences, as a table.
+"""Every Function's gradient against central differences, as a table: python -m autograd.check
 
 A MODULE has a list CASES of `autograd.function_cases.Case`; the engine's own is the default. The exit
 status is 1 if an error is above the limit, or if a Function of the module's package has no case.

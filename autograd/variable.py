@@ -21,12 +21,14 @@ class Node:
     lives on only if some function saved it for its backward pass.
     """
 
-    __slots__ = ("creator", "shape", "dtype", "name", "requires_grad", "_owner", "__weakref__")
+    __slots__ = (
+        "creator", "shape", "dtype", "name", "requires_grad", "is_parameter", "_owner", "__weakref__",
+    )  # fmt: skip
 
-    def __init__(self, variable: Variable, requires_grad: bool) -> None:
+    def __init__(self, variable: Variable, requires_grad: bool, name: str | None) -> None:
         self.creator: Function | None = None
-        self.shape, self.dtype, self.name = variable.shape, variable.dtype, variable.name
-        self.requires_grad = requires_grad
+        self.shape, self.dtype, self.name = variable.shape, variable.dtype, name
+        self.requires_grad, self.is_parameter = requires_grad, isinstance(variable, Parameter)
         self._owner = weakref.ref(variable)
 
     @property
@@ -53,7 +55,7 @@ class Variable:
         DtypeError: requires_grad with numbers that are not floating point.
     """
 
-    __slots__ = ("data", "grad", "name", "node", "keeps_grad", "__weakref__")
+    __slots__ = ("data", "grad", "node", "keeps_grad", "__weakref__")
     __array_priority__ = 200  # so that `numpy_array * variable` is ours
 
     def __init__(self, data: Any, requires_grad: bool = True, name: str | None = None) -> None:
@@ -64,9 +66,16 @@ class Variable:
                 f"got {self.data.dtype}; convert it with .astype, or pass requires_grad=False"
             )
         self.grad: Any = None
-        self.name = name
         self.keeps_grad = True
-        self.node = Node(self, requires_grad)
+        self.node = Node(self, requires_grad, name)
+
+    @property
+    def name(self) -> str | None:
+        return self.node.name
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        self.node.name = name
 
     @property
     def shape(self) -> tuple[int, ...]:

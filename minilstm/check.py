@@ -1,4 +1,4 @@
-"""python -m minilstm.check: `python -m autograd.check` for the Functions of the engine and of the model."""
+"""`python -m autograd.check` for the Functions of the engine and of the model: python -m minilstm.check"""
 
 from __future__ import annotations
 
