@@ -68,7 +68,7 @@ def test_the_preset_is_wt103_unless_named(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--preset", "wt2"], "unknown preset 'wt2'; the nearest known preset is 'awd-wt2'"),
+        (["--preset", "wt2-smal"], "unknown preset 'wt2-smal'; the nearest known preset is 'wt2-small'"),
         (
             ["--set", "hiden_size=3"],
             "--set: unknown key 'hiden_size'; the nearest known key is 'hidden_size'",

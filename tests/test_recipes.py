@@ -183,6 +183,14 @@ def test_the_average_is_what_is_validated_kept_and_loaded(text, here):
     np.testing.assert_array_equal(model.flat_parameters, latest["optimizer/average"])
 
 
+def test_the_turn_to_averaging_is_told_once(text, here, capsys):
+    train_here(text, here / "told", "awd", "--max-steps", "60")
+    trigger = int(arrays_of(here / "told" / "checkpoints" / "latest.h5")["optimizer/trigger"])
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("averaging")]
+    assert len(told) == 1
+    assert told[0].startswith(f"averaging from step {trigger + 1} on")
+
+
 def test_a_finished_run_that_is_resumed_writes_no_row_again(text, here):
     run = here / "finished"
     train_here(text, run, "clipped", "--max-steps", "6")
@@ -259,6 +267,21 @@ def test_sampled_softmax_over_ids_that_are_not_sorted_is_refused(text, here):
         main([*flags(path, run, softmax="sampled", num_samples=4), "--max-steps", "2"])
     assert not run.exists()
     assert main([*flags(path, run), "--max-steps", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"softmax": "sampled", "num_samples": 500}, "num_samples must be at most vocab_size = 15; got 500"),
+        ({"softmax": "adaptive", "adaptive_bands": "[4, 20]"}, "adaptive_bands must begin below vocab_size"),
+        ({"accumulate": 3}, "accumulate 3 must divide the 8 rows of each rank; .*one of 1, 2, 4, 8"),
+    ],
+)
+def test_what_the_data_or_the_ranks_contradict_is_told_before_anything_is_written(knobs, message, text, here):
+    with pytest.raises(InputError, match=message) as caught:
+        main(flags(text, here / "refused", **knobs))
+    assert "\n" not in str(caught.value)
+    assert not (here / "refused").exists()
 
 
 def test_a_run_says_which_vocabulary_of_its_text_it_wants(text, here):

@@ -89,9 +89,9 @@ class Optimizer(ABC):
 
         run_parts(work, split_range(self.parameters.size, self.threads, PIECE))
 
-    def validated(self, loss: float) -> None:
-        """Hear of a validation's loss, the same on every rank; only NT-ASGD acts on it."""
-        return
+    def validated(self, loss: float) -> str | None:
+        """Hear of a validation's loss, the same on every rank; what it changes, in words, or None."""
+        return None
 
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
@@ -194,12 +194,15 @@ class NTASGD(SGD):
         self.trigger: int | None = None
         self.average: np.ndarray | None = None
 
-    def validated(self, loss: float) -> None:
+    def validated(self, loss: float) -> str | None:
         if self.trigger is not None:
-            return
-        if len(self.losses) > self.nonmono and loss > min(self.losses[: -self.nonmono]):
-            self.trigger, self.average = self.t, self.parameters.copy()
+            return None
+        before = self.losses[: -self.nonmono]
         self.losses.append(loss)
+        if not before or loss <= min(before):
+            return None
+        self.trigger, self.average = self.t, self.parameters.copy()
+        return f"averaging from step {self.t + 1:,} on: no better than the {min(before):.4f} of before"
 
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:

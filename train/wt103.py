@@ -216,7 +216,9 @@ class TrainingRun:
             if position.best is None or score["loss"] < position.best["loss"]:
                 position.best = {"step": position.step, **score}
                 self._save(BEST)
-        self.optimizer.validated(score["loss"])
+        change = self.optimizer.validated(score["loss"])
+        if change:
+            self.display.message(change)
 
     def _evaluate(self, split: str, write: bool = True) -> dict[str, Any]:
         """Score a split with the weights that the model holds now, show the result and write it down."""
