@@ -37,7 +37,7 @@ from train.log import Progress, progress
 from train.metrics import MetricsLog, read_metrics
 from train.parser import Parser
 from train.prepare import ensure_prepared
-from train.wt103 import total_steps
+from train.wt103 import total_steps, windows_of
 
 SYSTEMS = ("ours", "torch")
 
@@ -122,11 +122,13 @@ class Comparison:
 
 def _refuse_what_torch_lacks(train: TrainConfig) -> None:
     simple = train.optimizer == "adam" and train.schedule == "fixed" and not train.warmup_steps
-    if not simple or train.weight_decay:
+    cuts = windows_of(train)
+    same_windows = cuts.all_epochs_alike and not cuts.shuffled and train.carry_state
+    if not simple or not same_windows or train.weight_decay or train.l2_tied or train.accumulate > 1:
         raise InputError(
-            "convergence: expected Adam at a fixed learning rate without warm-up and weight decay; got "
-            f"{train.optimizer}, {train.schedule}, warmup_steps {train.warmup_steps}, "
-            f"weight_decay {train.weight_decay}"
+            "convergence: expected Adam at a fixed learning rate without warm-up, weight decay, l2_tied or "
+            "accumulation, on windows in their order with the state carried; "
+            f"preset {train.preset} has something else"
         )
 
 
