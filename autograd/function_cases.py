@@ -201,4 +201,4 @@ CASES = [
     *embeddings(),
 ]
 PLOTTED: list[type[Function]] = [Tanh, LayerNormalization, Matmul]
-"""What `--plot` shows; the product is linear in each factor, so central differences truncate nothing."""
+"""What `--plot` shows; a product has no third derivative, so central differences truncate nothing there."""

@@ -232,6 +232,13 @@ def test_a_product_has_no_truncation():
     assert slope(steps, check.errors_by_step(case_of(Matmul), steps)) == pytest.approx(-1, abs=0.25)
 
 
+def test_a_wrong_derivative_is_a_floor_under_both_branches(package):
+    module = check.load_cases(package("WrongCube"))
+    steps = np.logspace(-9, -4, 6)
+    errors = check.errors_by_step(module.CASES[0], steps)
+    assert np.all((errors > 1e-6) & (errors < 1e-5))
+
+
 def test_curves_are_of_the_largest_case_and_leave_out_what_cannot_run(package, monkeypatch):
     module = check.load_cases(package("Cube", "BrokenCube"))
     rows = check.check_modules([module])
