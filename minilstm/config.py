@@ -32,6 +32,8 @@ class ModelConfig:
             undropped matrix.
         encoder_emb_dropout: what of it is left out: whole "rows", that is words (Gal & Ghahramani 2016), or
             single "elements" (`lstmlm`).
+        encoder_emb_output_keep_prob: what was looked up, before the first layer (AWD-LSTM's `dropouti`; the
+            input knobs below reach beyond the first layer as soon as there are three).
         input_weight_keep_prob: elements of W_ih, drawn once per window.
         recurrent_weight_keep_prob: elements of W_hh, drawn once per window (DropConnect, Merity et al.
             2018).
@@ -40,8 +42,8 @@ class ModelConfig:
         encoder_dp_input_keep_prob, encoder_dp_output_keep_prob: input and output of every layer but
             the last.
         encoder_last_input_keep_prob, encoder_last_output_keep_prob: the same for the last layer.
-        activation_dropout: the masks of those four: one for all steps of the window ("locked", Merity et
-            al. 2018), or a new one at every step ("per_step", `lstmlm`).
+        activation_dropout: the masks of those four and of the embedding's output: one for all steps of the
+            window ("locked", Merity et al. 2018), or a new one at every step ("per_step", `lstmlm`).
 
         embedding_init_scale: the embedding, and a decoder's own weight, start uniform in ± this.
         lstm_init: LSTM weights start "uniform" in ± 1/√units (`awd`), or "glorot" (`lstmlm`).
@@ -69,6 +71,7 @@ class ModelConfig:
 
     encoder_emb_keep_prob: float = 1.0
     encoder_emb_dropout: Literal["rows", "elements"] = "rows"
+    encoder_emb_output_keep_prob: float = 1.0
     input_weight_keep_prob: float = 1.0
     recurrent_weight_keep_prob: float = 1.0
     recurrent_keep_prob: float = 1.0

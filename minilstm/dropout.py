@@ -117,7 +117,12 @@ class Dropouts:
         self.config, self.masks, self.dtype = config, masks, dtype
 
     def embedding(self, inputs: Any, W: Variable) -> Variable:
-        """Rows of W (V, E) for inputs (T, B); a word has one mask, wherever in the window it stands."""
+        """Rows of the masked W (V, E) for inputs (T, B), masked once more where they enter the layers."""
+        keep = self.config.encoder_emb_output_keep_prob
+        return self._activation("embedding_output", self._lookup(inputs, W), keep)
+
+    def _lookup(self, inputs: Any, W: Variable) -> Variable:
+        """A word has one mask, wherever in the window it stands."""
         keep, (V, E) = self.config.encoder_emb_keep_prob, W.shape
         if keep == 1 or self.masks is None:
             return F.embedding(inputs, W)

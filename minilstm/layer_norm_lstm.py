@@ -121,7 +121,7 @@ def normalize(x: Any, inverse_std: Any, epsilon: float, scratch: Any) -> None:
     """(40) in place: each row of x (…, D) to mean 0 and variance 1.
 
     Args:
-        inverse_std: (…, 1), receives 1 / √(variance + epsilon).
+        inverse_std: (…, 1), receives 1 / √(variance + epsilon), or 0 for a row of equal numbers.
         scratch: of x's shape, written over.
     """
     xp, D, wide = get_array_module(x), x.shape[-1], inverse_std.dtype
@@ -131,9 +131,13 @@ def normalize(x: Any, inverse_std: Any, epsilon: float, scratch: Any) -> None:
     xp.multiply(x, x, out=scratch, dtype=wide)
     variance = xp.add.reduce(scratch, axis=-1, keepdims=True, out=inverse_std)
     variance /= D
+    constant = variance == 0
     variance += epsilon
     xp.sqrt(variance, out=inverse_std)
     xp.divide(1, inverse_std, out=inverse_std)
+    inverse_std[constant] = (
+        0  # such a row is 0 either way; so it has no slope, instead of one of 1 / √epsilon
+    )
     x *= inverse_std  # (40)
 
 

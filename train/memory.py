@@ -19,18 +19,20 @@ def memory_parts(model: ModelConfig, train: TrainConfig, rows: int) -> dict[str,
     cells and masks of every layer are held from the forward to the backward pass, blocks of logits are not.
     """
     parameters = model.num_parameters()
-    steps = train.window * rows
+    steps = train.window * rows // train.accumulate
     moments = {"adam": 2, "nt_asgd": 1}.get(train.optimizer, 1 if train.momentum else 0)
     activations = _embedding_floats(model, steps)
     activations += sum(_layer_floats(model, index, steps) for index in range(model.num_layers))
     activations += steps * model.output_size if model.temporal_activation_regularization else 0
-    activations += max(_backward_floats(model, index, steps) for index in range(model.num_layers))
+    softmax = _softmax_floats(model, steps)
+    largest_backward = max(_backward_floats(model, index, steps) for index in range(model.num_layers))
+    activations += max(largest_backward - softmax, 0)  # it comes when the softmax's blocks are gone
     return {
         "parameters": parameters * FLOAT_BYTES,
         "gradients": parameters * FLOAT_BYTES,
         f"{train.optimizer} moments": moments * parameters * FLOAT_BYTES,
         "activations": activations * FLOAT_BYTES,
-        "softmax blocks": _softmax_floats(model, steps) * FLOAT_BYTES,
+        "softmax blocks": softmax * FLOAT_BYTES,
         "interpreter": INTERPRETER,
     }
 
@@ -38,7 +40,10 @@ def memory_parts(model: ModelConfig, train: TrainConfig, rows: int) -> dict[str,
 def _embedding_floats(model: ModelConfig, steps: int) -> int:
     """The rows that were looked up and their gradient; with masked elements, the mask and the product."""
     masked = model.encoder_emb_keep_prob < 1 and model.encoder_emb_dropout == "elements"
-    return (4 if masked else 2) * steps * model.embedding_size
+    arrays = 4 if masked else 2
+    if model.encoder_emb_output_keep_prob < 1:
+        arrays += 2 if model.activation_dropout == "per_step" else 1
+    return arrays * steps * model.embedding_size
 
 
 def _layer_floats(model: ModelConfig, index: int, steps: int) -> int:
