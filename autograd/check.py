@@ -118,10 +118,18 @@ def table(rows: Sequence[Row], tolerance: float = TOLERANCE) -> str:
     """The rows as text: shapes and types of the worst case, its error, the time of all cases."""
     lines = [("function", "cases", "shapes of the worst", "dtype", "error", "time", "")]
     for row in rows:
-        worst = [_shapes(row.worst.case), _dtypes(row.worst.case), f"{row.worst.error:.1e}"]
-        described = worst if row.results else ["", "", ""]
-        seconds = f"{1000 * row.seconds:.1f} ms"
-        lines.append((row.kind.__name__, str(len(row.results)), *described, seconds, row.fault(tolerance)))
+        worst = row.worst if row.results else None
+        lines.append(
+            (
+                row.kind.__name__,
+                str(len(row.results)),
+                " ".join(str(value.shape).replace(" ", "") for value in worst.case.inputs) if worst else "",
+                ", ".join(dict.fromkeys(str(value.dtype) for value in worst.case.inputs)) if worst else "",
+                f"{worst.error:.1e}" if worst else "",
+                f"{1000 * row.seconds:.1f} ms",
+                row.fault(tolerance),
+            )
+        )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     to_the_right = (False, True, False, False, True, True, False)
     return "\n".join(
@@ -131,14 +139,6 @@ def table(rows: Sequence[Row], tolerance: float = TOLERANCE) -> str:
         ).rstrip()
         for line in lines
     )
-
-
-def _shapes(case: Case) -> str:
-    return " ".join(str(value.shape).replace(" ", "") for value in case.inputs)
-
-
-def _dtypes(case: Case) -> str:
-    return ", ".join(dict.fromkeys(str(value.dtype) for value in case.inputs))
 
 
 def summary(rows: Sequence[Row], tolerance: float = TOLERANCE) -> str:

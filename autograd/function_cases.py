@@ -4,6 +4,9 @@ A new Function gets one line here, `yield Case(Cube, cube, [normal(2, 3)])`, wit
 none, size 1, empty batches and broadcasting both ways. `python -m autograd.check` fails if it has none.
 """
 
+# One loop runs over shapes of many lengths and Functions of many kinds, which mypy takes for mistakes.
+# mypy: disable-error-code="arg-type, assignment, operator"
+
 from __future__ import annotations
 
 import functools
@@ -198,4 +201,4 @@ CASES = [
     *embeddings(),
 ]
 PLOTTED: list[type[Function]] = [Tanh, LayerNormalization, Matmul]
-"""What `--plot` shows; the product is linear in each factor, so central differences truncate nothing."""
+"""What `--plot` shows; a product has no third derivative, so central differences truncate nothing there."""

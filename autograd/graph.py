@@ -25,7 +25,7 @@ import functools
 import inspect
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,15 +194,15 @@ def _edges(function: Function, ids: Mapping[Node | Function, str]) -> list[str]:
 
 def _argument_names(function: Function) -> list[str]:
     """What `forward` calls each input; those of a `*arrays` are numbered if there are several."""
-    names, rest = _parameters(type(function))
+    names, rest = _parameters(type(function).forward)
     count = len(function.inputs) - len(names)
     return names[: len(function.inputs)] + ([rest] if count == 1 else [f"{rest}[{k}]" for k in range(count)])
 
 
 @functools.cache
-def _parameters(kind: type[Function]) -> tuple[list[str], str]:
+def _parameters(forward: Callable[..., Any]) -> tuple[list[str], str]:
     """The names of the arguments of a Function's `forward`, and that of its `*arrays`."""
-    parameters = list(inspect.signature(kind.forward).parameters.values())[1:]  # without self
+    parameters = list(inspect.signature(forward).parameters.values())[1:]  # without self
     rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
     return [p.name for p in parameters if p.name not in rest], "".join(rest)
 

@@ -56,9 +56,8 @@ def draw_steps(steps: int) -> str:
     return to_dot((h, c), groups=frames if steps > 1 else None)
 
 
-def draw_loss(model: LanguageModel, implementation: str = "fused") -> str:
+def draw_loss(model: LanguageModel) -> str:
     """What `model` differentiates in a step of training, in the DOT language; T steps, B rows."""
-    model.implementation = implementation
     text = np.random.default_rng(0).integers(0, model.config.vocab_size, (T + 1, B))
     objective, loss, _ = model.objective(text[:-1], text[1:])
     objective.name, loss.name = "objective", "loss"
@@ -75,7 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.out and args.out.suffix not in (".dot", ".svg"):
         raise InputError(f"--out: expected a name ending in .dot or .svg; got {str(args.out)!r}")
     if args.what == "loss":
-        dot = draw_loss(LanguageModel(CONFIG), "readable" if args.readable else "fused")
+        model = LanguageModel(CONFIG)
+        model.implementation = "readable" if args.readable else "fused"
+        dot = draw_loss(model)
     else:
         dot = draw_steps({"cell": 1, "steps": T}[args.what])
     if args.out:

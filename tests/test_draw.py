@@ -33,14 +33,20 @@ def functions_behind(*variables):
     return Counter(function.label for function in seen)
 
 
+def model_of(implementation):
+    model = LanguageModel(draw.CONFIG)
+    model.implementation = implementation
+    return model
+
+
 def described(parameter):
     return f"{parameter.name}\\n{parameter.shape} {parameter.dtype}"
 
 
 @pytest.mark.parametrize("implementation", ["fused", "readable"])
 def test_the_loss_shows_every_parameter_and_every_function(implementation):
-    model = LanguageModel(draw.CONFIG)
-    dot = draw.draw_loss(model, implementation)
+    model = model_of(implementation)
+    dot = draw.draw_loss(model)
     parameters = [described(parameter) for _, parameter in model.named_parameters()]
     assert sorted(labels(dot, "peripheries=2")) == sorted(parameters)
     window = np.zeros((draw.T, draw.B), int)
@@ -51,7 +57,7 @@ def test_the_loss_shows_every_parameter_and_every_function(implementation):
 
 
 def test_the_loss_is_a_sum_with_both_regularisers_and_the_tied_matrix_has_two_uses():
-    dot = draw.draw_loss(LanguageModel(draw.CONFIG))
+    dot = draw.draw_loss(model_of("fused"))
     assert {"activation_regularization", "temporal_activation_regularization"} <= set(labels(dot))
     assert [label.split("\\n")[0] for label in labels(dot, "penwidth")] == ["loss", "objective"]
     (tied,) = re.findall(r'(\w+) \[label="embedding.weight', dot)
@@ -83,8 +89,7 @@ def test_dot_is_written_as_it_is(tmp_path):
     draw.main(["steps", "--out", str(tmp_path / "steps.dot")])
     assert (tmp_path / "steps.dot").read_text() == draw.draw_steps(3)
     draw.main(["loss", "--readable", "--out", str(tmp_path / "loss.dot")])
-    readable = draw.draw_loss(LanguageModel(draw.CONFIG), "readable")
-    assert (tmp_path / "loss.dot").read_text() == readable
+    assert (tmp_path / "loss.dot").read_text() == draw.draw_loss(model_of("readable"))
 
 
 @pytest.mark.parametrize(

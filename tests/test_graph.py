@@ -65,8 +65,9 @@ def affine():
 
 def test_names_shapes_and_dtypes_stand_in_the_ellipses():
     drawing = Drawing(to_dot(affine()))
-    expected = ["x\\n(5, 3) float64", "W\\n(2, 3) float64", "b\\n(2,) float64", "linear", "y\\n(5, 2) float64"]
-    assert list(drawing.labels.values()) == expected
+    assert list(drawing.labels.values()) == [
+        "x\\n(5, 3) float64", "W\\n(2, 3) float64", "b\\n(2,) float64", "linear", "y\\n(5, 2) float64",
+    ]  # fmt: skip
     assert "shape=box" not in drawing.attributes[drawing.named("y")]
 
 
@@ -236,13 +237,13 @@ def test_an_svg_is_what_dot_makes_of_the_text(tmp_path, monkeypatch):
 
 def test_without_graphviz_an_svg_is_refused_and_nothing_written(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match=r"needs Graphviz's program dot, .* install it .* write the DOT text"):
+    with pytest.raises(InputError, match=r"needs Graphviz's program dot, .*; install it .*, or write"):
         write_svg(affine(), tmp_path / "graph.svg")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
-@pytest.mark.parametrize("name", ["plain", 'with "quotes"', "back\\slash", "\\N", "two\nlines", "W₁ <b>&amp;"])
+@pytest.mark.parametrize("name", ["plain", 'a "quote"', "back\\slash", "\\N", "two\nlines", "W₁ <b>&amp;"])
 def test_graphviz_reads_any_name(tmp_path, name):
     write_svg(variable(name, 2) * 1.0, tmp_path / "graph.svg", groups={name: []}, title=name)
     texts = [
