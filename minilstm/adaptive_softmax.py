@@ -19,10 +19,10 @@ from typing import Any
 
 from autograd import Function, InputError, ShapeError, Variable
 from autograd.backend import get_array_module
-from autograd.functions.embedding import add_rows, as_ids, check_ids
+from autograd.functions.embedding import as_ids, check_ids
 from autograd.functions.loss import IGNORE, log_softmax_array
-from autograd.mode import is_backprop_enabled
-from minilstm.tied_softmax import _assign_or_add, _Blocks
+from autograd.mode import no_backprop_mode
+from minilstm.tied_softmax import CrossEntropy, ScoredRows, assign_or_add
 
 
 def check_bands(bands: Sequence[int], vocab_size: int) -> None:
@@ -62,38 +62,46 @@ class AdaptiveSoftmaxLoss(Function):
         _check_shapes(self.label, h, W, b, band_W, band_b, self.bands)
         self.check_shape("targets", targets.shape, h.shape[:1], f"h is {h.shape}")
         check_ids(f"{self.label}: targets", targets, len(W), lowest=IGNORE)
-        xp = get_array_module(h)
-        scored = xp.flatnonzero(targets != IGNORE)
-        if scored.size < targets.size:
-            h, targets = h[scored], targets[scored]
-        in_band = xp.searchsorted(xp.asarray(self.bands), targets, side="right") - 1  # -1: in the head
-        head_targets = xp.where(in_band < 0, targets, self.bands[0] + in_band)
-        head = _CrossEntropy(h, _head(W, band_W, self.bands), _head(b, band_b, self.bands), head_targets)
-        losses, tails = head.losses, []
-        for k, words in enumerate(_band_words(self.bands, len(W))):
-            rows = xp.flatnonzero(in_band == k)
-            tail = _CrossEntropy(h[rows], W[words], b[words], targets[rows] - words.start)
-            losses[rows] += tail.losses
-            tails.append((words, rows, tail))
-        self.save(head, tails, scored)
-        return xp.asarray(losses.sum(dtype="float64") / max(scored.size, 1), h.dtype)
+        scored = ScoredRows(targets)
+        rows = _AdaptiveCrossEntropy(scored.pick(h), W, b, band_W, band_b, scored.pick(targets), self.bands)
+        self.save(rows, scored)
+        return scored.mean(rows.losses)
 
     def backward(self, dloss):
-        head, tails, scored = self.saved
-        blocks, xp, frequent = head.blocks, get_array_module(dloss), slice(0, self.bands[0])
-        scale = dloss / max(scored.size, 1)
-        dhead_W, dhead_b = xp.empty_like(blocks.W), xp.empty_like(blocks.b)
-        dh = head.gradients(scale, (dhead_W, True), (dhead_b, True))
+        rows, scored = self.saved
+        frequent, blocks = slice(0, self.bands[0]), rows.head.blocks
+        dhead_W, dhead_b = (get_array_module(array).empty_like(array) for array in (blocks.W, blocks.b))
+        scale = dloss / scored.count
+        dh = rows.head.gradients(scale, (dhead_W, True), (dhead_b, True))
         dW, db = (self.grad_target(index, like=dhead_W) for index in (1, 2))
-        _assign_or_add(dW, frequent, dhead_W[frequent])
-        _assign_or_add(db, frequent, dhead_b[frequent])
-        for words, rows, tail in tails:
-            dh[rows] += tail.gradients(scale, (dW[0][words], dW[1]), (db[0][words], db[1]))
-        if scored.size < self.inputs[5].shape[0]:
-            full = xp.zeros(self.inputs[0].shape, dh.dtype)
-            full[scored] = dh
-            dh = full
-        return dh, dW[0], db[0], dhead_W[frequent.stop :], dhead_b[frequent.stop :], None
+        assign_or_add(dW, frequent, dhead_W[frequent])
+        assign_or_add(db, frequent, dhead_b[frequent])
+        for words, where, tail in rows.tails:
+            dh[where] += tail.gradients(scale, (dW[0][words], dW[1]), (db[0][words], db[1]))
+        return scored.spread(dh), dW[0], db[0], dhead_W[frequent.stop :], dhead_b[frequent.stop :], None
+
+
+class _AdaptiveCrossEntropy:
+    """-log P(target) of each row: the head's cross-entropy, and for rows of a band that band's.
+
+    Attributes:
+        losses: (N), in nats.
+        head: of all rows. tails: (words, which rows, their cross-entropy) of every band.
+    """
+
+    def __init__(
+        self, h: Any, W: Any, b: Any, band_W: Any, band_b: Any, targets: Any, bands: Sequence[int]
+    ) -> None:
+        xp = get_array_module(h)
+        in_band = xp.searchsorted(xp.asarray(bands), targets, side="right") - 1  # -1: in the head
+        head_targets = xp.where(in_band < 0, targets, bands[0] + in_band)
+        self.head = CrossEntropy(h, _head(W, band_W, bands), _head(b, band_b, bands), head_targets)
+        self.losses, self.tails = self.head.losses.copy(), []
+        for k, words in enumerate(_band_words(bands, len(W))):
+            where = xp.flatnonzero(in_band == k)
+            tail = CrossEntropy(h[where], W[words], b[words], targets[where] - words.start)
+            self.losses[where] += tail.losses
+            self.tails.append((words, where, tail))
 
 
 def _check_shapes(name: str, h: Any, W: Any, b: Any, band_W: Any, band_b: Any, bands: Sequence[int]) -> None:
@@ -107,39 +115,6 @@ def _check_shapes(name: str, h: Any, W: Any, b: Any, band_W: Any, band_b: Any, b
                 f"{name}: {what} must be {shape} because W is {W.shape} and there are {K} bands; "
                 f"got {array.shape}"
             )
-
-
-class _CrossEntropy:
-    """-log softmax(h Wᵀ + b)[target] of each row, of the head's words or of one band's.
-
-    Args:
-        h: (N, E). W: (words, E). b: (words). targets: (N).
-
-    Attributes:
-        losses: (N), in nats.
-    """
-
-    def __init__(self, h: Any, W: Any, b: Any, targets: Any) -> None:
-        xp = get_array_module(h)
-        self.blocks, self.targets = _Blocks(h, W, b), targets
-        self.sums = self.blocks.sums_of_exp(keep=is_backprop_enabled())
-        self.losses = xp.log(self.sums) - xp.einsum("ne,ne->n", h, W[targets]) - b[targets]
-        if self.blocks.shift is not None:
-            self.losses += self.blocks.shift
-
-    def gradients(self, scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool]) -> Any:
-        """scale · d(sum of losses) by h, returned, and by W and b, written over what is unwritten or added.
-
-        Args:
-            scale: a number.
-            dW, db: (array, whether it is unwritten).
-        """
-        h, W, b = self.blocks.h, self.blocks.W, self.blocks.b
-        dh = self.blocks.gradients(h * (scale / self.sums)[:, None], scale / self.sums, dW, db)
-        dh -= scale * W[self.targets]
-        add_rows(dW[0], self.targets, h * -scale)
-        db[0][...] -= scale * get_array_module(b).bincount(self.targets, minlength=len(b))
-        return dh
 
 
 def adaptive_softmax_loss(
@@ -167,6 +142,20 @@ def adaptive_softmax_loss(
     """
     ids = as_ids("adaptive_softmax_loss: targets", targets)
     return AdaptiveSoftmaxLoss(bands).apply(h, W, b, band_W, band_b, ids)
+
+
+def adaptive_token_losses(
+    h: Any, W: Any, b: Any, band_W: Any, band_b: Any, targets: Any, bands: Sequence[int]
+) -> Any:
+    """-log P(target) (N) in nats, token by token, for arrays as in `adaptive_softmax_loss`; no gradients.
+
+    Raises:
+        ShapeError, InputError: sizes or bands that do not fit, targets out of range.
+    """
+    _check_shapes("adaptive_token_losses", h, W, b, band_W, band_b, bands)
+    check_ids("adaptive_token_losses: targets", targets, len(W))
+    with no_backprop_mode():
+        return _AdaptiveCrossEntropy(h, W, b, band_W, band_b, targets, bands).losses
 
 
 def adaptive_log_probs(h: Any, W: Any, b: Any, band_W: Any, band_b: Any, bands: Sequence[int]) -> Any:

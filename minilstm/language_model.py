@@ -19,7 +19,7 @@ from autograd import (
     no_backprop_mode,
 )
 from autograd.functions.loss import log_softmax_array
-from minilstm.adaptive_softmax import adaptive_log_probs, adaptive_softmax_loss
+from minilstm.adaptive_softmax import adaptive_log_probs, adaptive_softmax_loss, adaptive_token_losses
 from minilstm.config import ModelConfig
 from minilstm.dropout import Dropouts, MaskStream
 from minilstm.layer_norm_lstm import layer_norm_lstm
@@ -28,7 +28,7 @@ from minilstm.lstm import lstm
 from minilstm.lstm_cell import FORGET_BIAS, unrolled_layer_norm_lstm, unrolled_lstm
 from minilstm.regularization import activation_regularization, temporal_activation_regularization
 from minilstm.sampled_softmax import LogUniformSampler, sampled_softmax_loss
-from minilstm.tied_softmax import tied_softmax_loss
+from minilstm.tied_softmax import tied_softmax_loss, tied_token_losses
 
 State = list[tuple[Any, Any]]
 """(h, c) of every layer, each (B, units)."""
@@ -315,6 +315,18 @@ class LanguageModel:
         with no_backprop_mode(), evaluation_mode():
             h, state = self.encode(np.asarray(inputs)[None], state)
             return self.log_probs(h.data[0]), detach(state)
+
+    def token_losses(self, h: Any, targets: Any) -> Any:
+        """-log P(target) (N) in nats, after outputs h (N, E) of the last layer; arrays, no gradients.
+
+        Raises:
+            ShapeError, InputError: sizes that do not fit, targets out of range.
+        """
+        W, b = self.decoder_weight.data, self.decoder_bias.data
+        if self.config.softmax == "adaptive":
+            band_W, band_b = (parameter.data for parameter in self.bands)
+            return adaptive_token_losses(h, W, b, band_W, band_b, targets, self.config.adaptive_bands)
+        return tied_token_losses(h, W, b, targets)
 
     def log_probs(self, h: Any) -> Any:
         """log P(word) (N, V) in nats, after outputs h (N, E) of the last layer; arrays, no gradients."""

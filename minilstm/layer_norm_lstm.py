@@ -48,10 +48,11 @@ class LayerNormLSTM(Function):
 
         def run(rows: slice, steps: slice) -> None:
             recurrent = xp.empty_like(normal[0, rows])
+            workspace = times_W_hh.workspace(len(recurrent))
             scratch = xp.empty((len(recurrent), 4, H), wide)
             for t in range(steps.start, steps.stop):
                 a, z, tc = normal[t, rows], gates[t, rows], tanh_c[t, rows]
-                a += times_W_hh(h[t, rows], out=recurrent)  # (50)
+                a += times_W_hh(h[t, rows], recurrent, workspace)  # (50)
                 normalize(a.reshape(-1, 4, H), inverse_std[t, rows], epsilon, scratch)
                 xp.multiply(a, halved_gain, out=z)
                 z += halved_shift  # (51)
@@ -94,7 +95,7 @@ class LayerNormLSTM(Function):
         def run(rows: slice, steps: slice) -> None:
             dh_t, dc_t = dh[rows], dc[rows]
             through_h, scratch = xp.empty_like(dh_t), xp.empty_like(d_gate_gain[rows])
-            mean = xp.empty_like(scratch[..., :1])
+            mean, workspace = xp.empty_like(scratch[..., :1]), times_W_hh.workspace(len(dh_t))
             for t in reversed(range(steps.start, steps.stop)):
                 da_t = da[t, rows]
                 if dy is not None:
@@ -109,7 +110,7 @@ class LayerNormLSTM(Function):
                 n, scale = normal[t, rows], inverse_std[t, rows]
                 add_products(d_gate_gain[rows], d_gate_shift[rows], da_t, n, scratch)  # (58)
                 undo_normalization(da_t, n, gate_gain, scale, scratch, mean)  # (59): now da
-                times_W_hh(da_t.reshape(-1, 4 * H), out=dh_t)  # (60)
+                times_W_hh(da_t.reshape(-1, 4 * H), dh_t, workspace)  # (60)
 
         dx, dW_ih, dW_hh = run_backward(self, parts, run, da, x, W_ih, h)
         sums = (d_gate_gain, d_gate_shift, d_cell_gain, d_cell_shift)

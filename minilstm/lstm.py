@@ -51,9 +51,10 @@ class LSTM(Function):
 
         def run(rows: slice, steps: slice) -> None:
             recurrent = xp.empty_like(gates[0, rows])
+            workspace = times_W_hh.workspace(len(recurrent))
             for t in range(steps.start, steps.stop):
                 z, tc = gates[t, rows], tanh_c[t, rows]
-                z += times_W_hh(h[t, rows], out=recurrent)  # (1)
+                z += times_W_hh(h[t, rows], recurrent, workspace)  # (1)
                 xp.tanh(z, out=z)  # (3), and half of (2)
                 z *= factor  # (2)
                 z += shift
@@ -83,7 +84,7 @@ class LSTM(Function):
 
         def run(rows: slice, steps: slice) -> None:
             dh_t, dc_t = dh[rows], dc[rows]
-            through_h = xp.empty_like(dh_t)
+            through_h, workspace = xp.empty_like(dh_t), times_W_hh.workspace(len(dh_t))
             for t in reversed(range(steps.start, steps.stop)):
                 dz_t = dz[t, rows]
                 if dy is not None:
@@ -92,7 +93,7 @@ class LSTM(Function):
                 dz_t[:, :O] *= dc_t[:, None]  # (8)
                 dz_t[:, O] *= dh_t  # (9)
                 dc_t *= f[t, rows]  # (10)
-                times_W_hh(dz_t.reshape(-1, 4 * H), out=dh_t)  # (11)
+                times_W_hh(dz_t.reshape(-1, 4 * H), dh_t, workspace)  # (11)
 
         dx, dW_ih, dW_hh = run_backward(self, parts, run, dz, x, W_ih, h)
         return dx, dh, dc, dW_ih, dW_hh, column_sums(dz.reshape(T * B, 4 * H))  # (15)

@@ -29,8 +29,8 @@ class RecurrentProduct:
     sums over the depth are added at the end. On other arrays, or with more rows, it is the plain product.
 
     Args:
-        W: (depth, columns); the transpose of a matrix that lies row by row is used as it lies.
-        rows: of the h that will come.
+        W: (depth, columns), copied.
+        rows: of the h that will come, at most.
     """
 
     def __init__(self, W: Any, rows: int) -> None:
@@ -40,18 +40,37 @@ class RecurrentProduct:
         self.panels = None if splits is None else _panels(W, splits, as_it_lies=rows <= 16)
         self.W = get_array_module(W).ascontiguousarray(W) if splits is None else None
 
-    def __call__(self, h: Any, out: Any) -> Any:
-        """h @ W, written into `out` (rows, columns)."""
+    def workspace(self, rows: int) -> Any:
+        """What products with so many rows need besides `out`, made once before a time loop; None: nothing."""
+        if self.panels is None:
+            return None
+        count, splits, _, width = self.panels.shape
+        if splits == 1 and count * width == self.columns:
+            return None
+        partial = np.empty((count, splits, rows, width), self.panels.dtype)
+        return partial, partial[:, 0] if splits == 1 else np.empty_like(partial[:, 0])
+
+    def __call__(self, h: Any, out: Any, workspace: Any = None) -> Any:
+        """h @ W, written into `out` (rows, columns).
+
+        Args:
+            workspace: what `workspace(len(h))` gave; a thread needs its own.
+        """
         if self.panels is None:
             return get_array_module(h).matmul(h, self.W, out=out)
         count, splits, depth, width = self.panels.shape
-        pieces = h.reshape(len(h), splits, depth).transpose(1, 0, 2)
         if splits == 1 and count * width == self.columns:
             np.matmul(h, self.panels[:, 0], out=out.reshape(len(h), count, width).transpose(1, 0, 2))
             return out
-        partial = np.matmul(pieces, self.panels)  # (panels, splits, rows, width)
-        total = partial[:, 0] if splits == 1 else partial.sum(axis=1)
-        out[...] = total.transpose(1, 0, 2).reshape(len(h), count * width)[:, : self.columns]
+        partial, total = workspace or self.workspace(len(h))
+        np.matmul(h.reshape(len(h), splits, depth).transpose(1, 0, 2), self.panels, out=partial)
+        if splits > 1:
+            np.add.reduce(partial, axis=1, out=total)
+        whole = self.columns // width
+        wide = out[:, : whole * width].reshape(len(h), whole, width)
+        wide[...] = total[:whole].transpose(1, 0, 2)
+        if whole < count:
+            out[:, whole * width :] = total[whole][:, : self.columns - whole * width]
         return out
 
 
@@ -64,8 +83,8 @@ def _num_splits(depth: int, rows: int) -> int | None:
 def _panels(W: Any, splits: int, as_it_lies: bool) -> Any:
     """W (depth, columns) as (panels, splits, depth / splits, 32), the last panel padded with zeros.
 
-    With `as_it_lies`, panels of a transposed matrix are views of its rows; with more than 16 rows to
-    multiply, BLAS is faster on panels that are contiguous.
+    With `as_it_lies`, the panels of a transposed matrix keep its rows as rows, and are read as transposes;
+    with more than 16 rows to multiply, BLAS is faster on panels that are contiguous.
     """
     depth, columns = W.shape
     width, count = PANEL_WIDTH, -(-columns // PANEL_WIDTH)

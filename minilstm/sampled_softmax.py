@@ -24,12 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autograd import Function, InputError, ShapeError, Variable
+from autograd import Function, InputError, Variable
 from autograd.backend import get_array_module
 from autograd.functions.embedding import add_rows, as_ids, check_ids
-from autograd.functions.loss import IGNORE
 from autograd.mode import is_backprop_enabled
-from minilstm.tied_softmax import _Blocks
+from minilstm.tied_softmax import ScoredRows, SoftmaxBlocks, check_loss_inputs
 
 MAX_DRAWS = 1 << 20
 """Draws made at once, so that the memory stays bounded when almost every word is asked for."""
@@ -124,12 +123,10 @@ class SampledSoftmaxLoss(Function):
 
     def forward(self, h, W, b, targets):
         self._check(h, W, b, targets)
-        xp = get_array_module(h)
-        scored = xp.flatnonzero(targets != IGNORE)
-        if scored.size < targets.size:
-            h, targets = h[scored], targets[scored]
+        xp, scored = get_array_module(h), ScoredRows(targets)
+        h, targets = scored.pick(h), scored.pick(targets)
         ids = xp.asarray(self.sample.ids)
-        blocks = _Blocks(h, W[ids], self._corrected(b, ids))
+        blocks = SoftmaxBlocks(h, W[ids], self._corrected(b, ids))
         sums = blocks.sums_of_exp(keep=is_backprop_enabled())
         target_rows = W[targets]
         d = xp.log(sums) - xp.einsum("ne,ne->n", h, target_rows) - self._corrected(b, targets)
@@ -139,23 +136,19 @@ class SampledSoftmaxLoss(Function):
         losses = xp.where(hit, d, xp.logaddexp(0, d))
         slope = xp.where(hit, 1, xp.exp(d - losses)).astype(h.dtype)
         self.save(blocks, sums, slope, ids, targets, target_rows, scored)
-        return xp.asarray(losses.sum(dtype="float64") / max(scored.size, 1), h.dtype)
+        return scored.mean(losses.astype(h.dtype, copy=False))
 
     def backward(self, dloss):
         blocks, sums, slope, ids, targets, target_rows, scored = self.saved
         xp, h = get_array_module(sums), blocks.h
-        slope = slope * (dloss / max(scored.size, 1))
+        slope = slope * (dloss / scored.count)
         drawn_dW, drawn_db = xp.empty_like(blocks.W), xp.empty_like(blocks.b)
         row_scale = slope / sums
         dh = blocks.gradients(h * row_scale[:, None], row_scale, (drawn_dW, True), (drawn_db, True))
         dh -= slope[:, None] * target_rows
         dW = self._scatter(1, ids, drawn_dW, targets, h * -slope[:, None])
         db = self._scatter(2, ids, drawn_db, targets, -slope)
-        if scored.size < self.inputs[3].shape[0]:
-            full = xp.zeros(self.inputs[0].shape, h.dtype)
-            full[scored] = dh
-            dh = full
-        return dh, dW, db, None
+        return scored.spread(dh), dW, db, None
 
     def _scatter(self, index: int, ids: Any, drawn: Any, targets: Any, of_targets: Any) -> Any:
         """The gradient of the matrix or of the bias: only the rows of drawn words and targets are not 0."""
@@ -174,12 +167,8 @@ class SampledSoftmaxLoss(Function):
         return b[ids] - get_array_module(b).log(counts).astype(b.dtype)
 
     def _check(self, h: Any, W: Any, b: Any, targets: Any) -> None:
+        check_loss_inputs(self, h, W, b, targets)
         ids, num_tries = self.sample
-        if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1]:
-            raise ShapeError(f"{self.label}: h must be (N, E) and W (V, E); got {h.shape} and {W.shape}")
-        self.check_shape("b", b.shape, W.shape[:1], f"W is {W.shape}")
-        self.check_shape("targets", targets.shape, h.shape[:1], f"h is {h.shape}")
-        check_ids(f"{self.label}: targets", targets, W.shape[0], lowest=IGNORE)
         check_ids(f"{self.label}: sampled ids", ids, W.shape[0])
         if not 0 < len(np.unique(ids)) == len(ids) <= num_tries:
             raise InputError(

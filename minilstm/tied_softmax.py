@@ -25,7 +25,7 @@ from autograd import Function, ShapeError, Variable
 from autograd.backend import get_array_module
 from autograd.functions.embedding import add_rows, as_ids, check_ids
 from autograd.functions.loss import IGNORE
-from autograd.mode import is_backprop_enabled
+from autograd.mode import is_backprop_enabled, no_backprop_mode
 from autograd.parallel import num_threads, run_parts, split_range
 
 BLOCK_WORDS = 512
@@ -43,46 +43,98 @@ class TiedSoftmaxLoss(Function):
         self.block_size = block_size
 
     def forward(self, h, W, b, targets):
-        self._check(h, W, b, targets)
-        xp = get_array_module(h)
-        scored = xp.flatnonzero(targets != IGNORE)
-        if scored.size < targets.size:
-            h, targets = h[scored], targets[scored]
-        blocks = _Blocks(h, W, b, self.block_size)
-        sums = blocks.sums_of_exp(keep=is_backprop_enabled())
-        target_logits = xp.einsum("ne,ne->n", h, W[targets]) + b[targets]
-        losses = xp.log(sums) - target_logits  # (22)
-        if blocks.shift is not None:
-            losses += blocks.shift
-        self.save(blocks, sums, targets, scored)
-        # summed in double precision: a split of any size keeps float32's own accuracy
-        return xp.asarray(losses.sum(dtype="float64") / max(scored.size, 1), h.dtype)
+        check_loss_inputs(self, h, W, b, targets)
+        scored = ScoredRows(targets)
+        rows = CrossEntropy(scored.pick(h), W, b, scored.pick(targets), self.block_size)
+        self.save(rows, scored)
+        return scored.mean(rows.losses)
 
     def backward(self, dloss):
-        blocks, sums, targets, scored = self.saved
-        h, W, b = blocks.h, blocks.W, blocks.b
+        rows, scored = self.saved
+        dW, db = (self.grad_target(index, like) for index, like in ((1, rows.blocks.W), (2, rows.blocks.b)))
+        dh = rows.gradients(dloss / scored.count, dW, db)
+        return scored.spread(dh), dW[0], db[0], None
+
+
+def check_loss_inputs(function: Function, h: Any, W: Any, b: Any, targets: Any) -> None:
+    """Raise in the caller's words unless h is (N, E), W (V, E), b (V), and targets (N) ids or -1."""
+    if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1]:
+        raise ShapeError(f"{function.label}: h must be (N, E) and W (V, E); got {h.shape} and {W.shape}")
+    function.check_shape("b", b.shape, W.shape[:1], f"W is {W.shape}")
+    function.check_shape("targets", targets.shape, h.shape[:1], f"h is {h.shape}")
+    check_ids(f"{function.label}: targets", targets, W.shape[0], lowest=IGNORE)
+
+
+class ScoredRows:
+    """The rows that have a target.
+
+    Args:
+        targets: (N), a word each, or -1 for a row that is not scored.
+
+    Attributes:
+        count: how many are scored, but 1 at least, so that a mean over none is 0.
+    """
+
+    def __init__(self, targets: Any) -> None:
+        self.size = targets.size
+        self.rows = get_array_module(targets).flatnonzero(targets != IGNORE)
+        self.count = max(self.rows.size, 1)
+
+    def pick(self, x: Any) -> Any:
+        """The scored rows of x (N, …)."""
+        return x if self.rows.size == self.size else x[self.rows]
+
+    def spread(self, dx: Any) -> Any:
+        """The gradient of x from that of `pick(x)`: the other rows' is 0."""
+        if self.rows.size == self.size:
+            return dx
+        full = get_array_module(dx).zeros((self.size, *dx.shape[1:]), dx.dtype)
+        full[self.rows] = dx
+        return full
+
+    def mean(self, losses: Any) -> Any:
+        """Summed in double precision: a split of any size keeps float32's own accuracy."""
+        return get_array_module(losses).asarray(losses.sum(dtype="float64") / self.count, losses.dtype)
+
+
+class CrossEntropy:
+    """-log softmax(h Wᵀ + b)[target] of each row, and the gradients of their weighted sum.
+
+    Args:
+        h: (N, E). W: (words, E). b: (words).
+        targets: (N), each in [0, words).
+        block_size: words in a block.
+
+    Attributes:
+        losses: (N), in nats.
+    """
+
+    def __init__(self, h: Any, W: Any, b: Any, targets: Any, block_size: int = BLOCK_WORDS) -> None:
         xp = get_array_module(h)
-        scale = dloss / max(scored.size, 1)
-        dW, db = (self.grad_target(index, like) for index, like in ((1, W), (2, b)))
-        dh = blocks.gradients(h * (scale / sums)[:, None], scale / sums, dW, db)
-        dh -= scale * W[targets]  # the targets' part of (23)
-        add_rows(dW[0], targets, h * -scale)  # of (24)
-        db[0][...] -= scale * xp.bincount(targets, minlength=len(b))  # of (25)
-        if scored.size < self.inputs[3].shape[0]:
-            full = xp.zeros(self.inputs[0].shape, h.dtype)
-            full[scored] = dh
-            dh = full
-        return dh, dW[0], db[0], None
+        self.blocks, self.targets = SoftmaxBlocks(h, W, b, block_size), targets
+        self.sums = self.blocks.sums_of_exp(keep=is_backprop_enabled())
+        target_logits = xp.einsum("ne,ne->n", h, W[targets]) + b[targets]
+        self.losses = xp.log(self.sums) - target_logits  # (22)
+        if self.blocks.shift is not None:
+            self.losses += self.blocks.shift
 
-    def _check(self, h: Any, W: Any, b: Any, targets: Any) -> None:
-        if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1]:
-            raise ShapeError(f"tied_softmax_loss: h must be (N, E) and W (V, E); got {h.shape} and {W.shape}")
-        self.check_shape("b", b.shape, W.shape[:1], f"W is {W.shape}")
-        self.check_shape("targets", targets.shape, h.shape[:1], f"h is {h.shape}")
-        check_ids("tied_softmax_loss: targets", targets, W.shape[0], lowest=IGNORE)
+    def gradients(self, scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool]) -> Any:
+        """scale · d(sum of losses) by h, which is returned, and by W and b.
+
+        Args:
+            scale: a number.
+            dW, db: (array, unwritten) as `Function.grad_target` gives them; written or added to.
+        """
+        h, W, b = self.blocks.h, self.blocks.W, self.blocks.b
+        xp, row_scale = get_array_module(h), scale / self.sums
+        dh = self.blocks.gradients(h * row_scale[:, None], row_scale, dW, db)
+        dh -= scale * W[self.targets]  # the targets' part of (23)
+        add_rows(dW[0], self.targets, h * -scale)  # of (24)
+        db[0][...] -= scale * xp.bincount(self.targets, minlength=len(b))  # of (25)
+        return dh
 
 
-class _Blocks:
+class SoftmaxBlocks:
     """The products of h with W, one block of words at a time, shared out among threads.
 
     Args:
@@ -149,7 +201,7 @@ class _Blocks:
             for words, e in self._exponentials(part):
                 exp_b = self._exp_bias(words)
                 dh += xp.matmul(e, self.W[words] * exp_b[:, None], out=product)  # (23)
-                _assign_or_add(db, words, (row_scale @ e) * exp_b)  # (25)
+                assign_or_add(db, words, (row_scale @ e) * exp_b)  # (25)
                 if dW[1]:
                     block = xp.matmul(e.T, scaled_h, out=dW[0][words])  # (24)
                     block *= exp_b[:, None]
@@ -203,7 +255,7 @@ class _Blocks:
         return xp.exp(self.b[words]) if self.shift is None else xp.ones_like(self.b[words])
 
 
-def _assign_or_add(target: tuple[Any, bool], index: slice, values: Any) -> None:
+def assign_or_add(target: tuple[Any, bool], index: slice, values: Any) -> None:
     array, unwritten = target
     if unwritten:
         array[index] = values
@@ -233,3 +285,33 @@ def tied_softmax_loss(h: Any, W: Any, b: Any, targets: Any, block_size: int = BL
         ShapeError, DtypeError, InputError: sizes that do not fit, targets that are no ids or out of range.
     """
     return TiedSoftmaxLoss(block_size).apply(h, W, b, as_ids("tied_softmax_loss: targets", targets))
+
+
+def tied_token_losses(h: Any, W: Any, b: Any, targets: Any, block_size: int = BLOCK_WORDS) -> Any:
+    """-log softmax(h Wᵀ + b) at the targets, token by token; no gradients.
+
+    Their mean is `tied_softmax_loss`, from the same blocks of words and in the same memory: the (N, V)
+    logits are never held.
+
+    Args:
+        h: array (N, E), outputs of the last layer.
+        W: array (V, E). b: array (V).
+        targets: integers (N), each in [0, V).
+        block_size: words in a block.
+
+    Returns:
+        (N) in nats, of h's dtype.
+
+    Raises:
+        ShapeError, InputError: sizes that do not fit, targets out of range.
+    """
+    if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1]:
+        raise ShapeError(f"token_losses: h must be (N, E) and W (V, E); got {h.shape} and {W.shape}")
+    if targets.shape != h.shape[:1] or b.shape != W.shape[:1]:
+        raise ShapeError(
+            f"token_losses: targets must be (N) = {h.shape[:1]} and b (V) = {W.shape[:1]}; "
+            f"got {targets.shape} and {b.shape}"
+        )
+    check_ids("token_losses: targets", targets, W.shape[0])
+    with no_backprop_mode():
+        return CrossEntropy(h, W, b, targets, block_size).losses

@@ -10,7 +10,12 @@ import autograd.functions as F
 from autograd import DtypeError, InputError, Parameter, ShapeError, Variable, no_backprop_mode
 from autograd.functions.loss import log_softmax_array
 from minilstm import tied_softmax
-from minilstm.adaptive_softmax import adaptive_log_probs, adaptive_softmax_loss, check_bands
+from minilstm.adaptive_softmax import (
+    adaptive_log_probs,
+    adaptive_softmax_loss,
+    adaptive_token_losses,
+    check_bands,
+)
 
 NAMES = ("loss", "dh", "dW", "db", "dband_W", "dband_b")
 BANDS = (10, 30, 31)
@@ -93,6 +98,14 @@ def test_the_loss_is_that_of_the_log_probabilities(dtype):
     assert log_probs.dtype == dtype
     expected = -log_probs[np.arange(40), given[5]].mean()
     assert adaptive_softmax_loss(*given, BANDS).item() == pytest.approx(expected, rel=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("scale", [1.0, 60.0])
+def test_token_losses_are_the_log_probabilities_of_the_targets(scale):
+    *given, targets = example(scale=scale)
+    log_probs = adaptive_log_probs(*given, BANDS)
+    losses = adaptive_token_losses(*given, targets, BANDS)
+    np.testing.assert_allclose(losses, -log_probs[np.arange(len(targets)), targets], rtol=1e-12, atol=1e-12)
 
 
 def test_bands_whose_vectors_hold_their_words_sums_give_the_full_softmax():
@@ -211,14 +224,14 @@ def test_the_same_bits_come_out_again(path):
 
 def test_only_rows_whose_target_is_in_a_band_meet_its_words(monkeypatch):
     """Products counted: all rows with the head's 10 + 3, and each band's own rows with its words."""
-    met, exponentiate = 0, tied_softmax._Blocks._exponentiate
+    met, exponentiate = 0, tied_softmax.SoftmaxBlocks._exponentiate
 
     def watch(self, words, out):
         nonlocal met
         met += len(self.h) * (words.stop - words.start)
         exponentiate(self, words, out)
 
-    monkeypatch.setattr(tied_softmax._Blocks, "_exponentiate", watch)
+    monkeypatch.setattr(tied_softmax.SoftmaxBlocks, "_exponentiate", watch)
     given = example()
     with no_backprop_mode():
         adaptive_softmax_loss(*given, BANDS)

@@ -12,7 +12,7 @@ from autograd import evaluation_mode, no_backprop_mode
 from autograd.errors import InputError
 from autograd.functions.loss import softmax_cross_entropy
 from minilstm import LanguageModel, ModelConfig
-from minilstm.token_losses import tied_token_losses
+from minilstm.tied_softmax import tied_token_losses
 from train.cache_pointer import NO_WORD, PointerGrid, cache_masses, mixture_losses, pointer_losses
 from train.communicator import SingleProcess
 

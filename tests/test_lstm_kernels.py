@@ -1,6 +1,7 @@
 """The recurrent product in panels equals the plain one, whatever their number, depth and padding."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -53,6 +54,24 @@ def test_no_piece_is_larger_than_blas_takes_as_it_lies(rows, depth, splits):
     else:
         assert product.panels.shape == (2, splits, depth // splits, PANEL_WIDTH)
         assert rows * depth // splits * PANEL_WIDTH <= lstm_kernels.SMALL_PRODUCT
+
+
+@pytest.mark.parametrize("depth", [1024, 4096], ids=["whole depth", "split depth"])
+@pytest.mark.parametrize("columns", [640, 650], ids=["whole panels", "a narrower last panel"])
+def test_with_a_workspace_a_product_allocates_nothing(depth, columns):
+    h, W = operands(20, depth, columns, False, np.float32)
+    product, out = RecurrentProduct(W, 20), np.empty((20, columns), np.float32)
+    workspace = product.workspace(20)
+    assert (workspace is None) == (depth == 1024 and columns == 640)
+    product(h, out, workspace)
+    tracemalloc.start()
+    try:
+        product(h, out, workspace)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < out.nbytes / 8
+    np.testing.assert_allclose(out, h @ W, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -94,9 +94,9 @@ def test_no_rows_at_all(path):
 
 def test_the_shift_is_used_only_where_it_must_be(monkeypatch):
     calls = []
-    row_maxima = tied_softmax._Blocks._row_maxima
+    row_maxima = tied_softmax.SoftmaxBlocks._row_maxima
     monkeypatch.setattr(
-        tied_softmax._Blocks, "_row_maxima", lambda blocks: calls.append(1) or row_maxima(blocks)
+        tied_softmax.SoftmaxBlocks, "_row_maxima", lambda blocks: calls.append(1) or row_maxima(blocks)
     )
     tied_softmax_loss(*example(dtype=np.float32))
     assert not calls

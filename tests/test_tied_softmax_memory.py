@@ -34,13 +34,13 @@ def test_only_a_few_blocks_of_logits_live_at_any_time(kept_blocks, ignored, monk
 @pytest.fixture
 def exponentiated(monkeypatch):
     """The blocks of which logits were multiplied out, one entry each time."""
-    blocks, exponentiate = [], tied_softmax._Blocks._exponentiate
+    blocks, exponentiate = [], tied_softmax.SoftmaxBlocks._exponentiate
 
     def watch(self, words, out):
         blocks.append(words)
         exponentiate(self, words, out)
 
-    monkeypatch.setattr(tied_softmax._Blocks, "_exponentiate", watch)
+    monkeypatch.setattr(tied_softmax.SoftmaxBlocks, "_exponentiate", watch)
     return blocks
 
 
@@ -56,14 +56,14 @@ def test_a_kept_block_is_not_multiplied_out_again(
 
 
 def test_nothing_is_kept_for_a_pass_that_will_not_come(monkeypatch):
-    kept, sums_of_exp = [], tied_softmax._Blocks.sums_of_exp
+    kept, sums_of_exp = [], tied_softmax.SoftmaxBlocks.sums_of_exp
 
     def watch(self, **options):
         sums = sums_of_exp(self, **options)
         kept.append(len(self._kept))
         return sums
 
-    monkeypatch.setattr(tied_softmax._Blocks, "sums_of_exp", watch)
+    monkeypatch.setattr(tied_softmax.SoftmaxBlocks, "sums_of_exp", watch)
     for mode in (contextlib.nullcontext, no_backprop_mode):
         with mode():
             tied_softmax_loss(*example())

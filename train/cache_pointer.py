@@ -26,7 +26,6 @@ from autograd.errors import InputError
 from autograd.parallel import num_threads, run_parts, split_range
 from minilstm import LanguageModel
 from minilstm.language_model import State
-from minilstm.token_losses import token_losses
 from train.batches import Read
 from train.communicator import Communicator
 from train.evaluate import PROTOCOL, loss_and_perplexity, stream_of
@@ -165,7 +164,7 @@ class _PointerScorer:
         words = followers[capacity:]
         queries = np.ascontiguousarray(states[capacity:])
         own = np.flatnonzero(scored)
-        losses = token_losses(self.model, queries[own], words[own]).astype(np.float64)
+        losses = self.model.token_losses(queries[own], words[own]).astype(np.float64)
         masses = cache_masses(states, followers, grid.windows, grid.thetas)[:, :, own]
         cached = followers[own + capacity - 1] != NO_WORD
         self.count += len(own)
