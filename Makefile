@@ -27,7 +27,7 @@ train: $(VENV)/installed-train
 test: $(VENV)/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses auto --dist worksteal
 
 # Against PyTorch where it is installed: `.venv/bin/python -m pip install torch` puts it there.
 bench: $(VENV)/installed-train
