@@ -1,4 +1,4 @@
-"""What each regulariser brings: python -m benchmarks.ablation --data wikitext-2 --tokens 200000
+"""What each regulariser brings: python -m benchmarks.ablation --data data/wikitext-2
 
 Trains the recipe of AWD-LSTM (Merity et al. 2018, preset awd-wt2) at a reduced size on the first tokens of
 a text, then the same with each of its regularisers off in turn, and an LSTM with plain dropout alone (Zaremba
@@ -6,7 +6,8 @@ et al. 2014); each for as many epochs, so that those which over-fit have the tim
 run of `train.wt103`, whose command is kept beside its figures:
 
     WORK_DIR/text/           the text: the train split cut at a line's end, valid and test whole
-    WORK_DIR/VARIANT-SEED/   a run folder each; the same command, given again, goes on where it was stopped
+    WORK_DIR/VARIANT-SEED/   a run folder each; VARIANT-SEED.log is what it printed. The same command, given
+                             again, goes on where it was stopped
 
 Prints a table of the validation perplexities, and draws them (--plot): the best of each run, and the last,
 which tells how far it over-fits.
@@ -14,22 +15,32 @@ which tells how far it over-fits.
 
 from __future__ import annotations
 
+import argparse
 import json
-import math
+import os
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 
 from autograd.errors import InputError
+from train.config import load_run_config
+from train.environment import environment
 from train.files import atomic_write
+from train.flags import config_from_args
+from train.log import progress
 from train.metrics import read_metrics
+from train.nearest import nearest
 from train.parser import Parser
 from train.plot import styled_figure
+from train.prepare import prepare
 from train.run_folder import RunFolder
+from train.threads import BLAS_VARIABLES
 
 REDUCED = {
     "embedding_size": 150,
@@ -81,47 +92,74 @@ class Ablation:
     """All runs of one text, one size and one number of epochs.
 
     Args:
-        text: a folder in WikiText form.
+        data: the prepared text.
         work_dir: where the runs go.
         epochs: of every run.
         settings: knobs for all runs, on top of the reduced size.
+        threads: of each run.
     """
 
-    def __init__(self, text: Path, work_dir: Path, epochs: int, settings: dict[str, Any]) -> None:
-        self.text, self.work_dir, self.epochs, self.settings = text, work_dir, epochs, settings
+    def __init__(
+        self, data: Path, work_dir: Path, epochs: int, settings: dict[str, str], threads: int
+    ) -> None:
+        self.data, self.work_dir, self.epochs = data, work_dir, epochs
+        self.settings, self.threads = settings, threads
 
     def command(self, variant: str, seed: int) -> list[str]:
-        """The command that makes the run, or goes on with it."""
-        folder = self.run_folder(variant, seed)
+        """What follows `python` in the command that makes the run."""
         knobs = {**REDUCED, "epochs": self.epochs, **self.settings, **VARIANTS[variant]}
-        command = ["-m", "train.wt103", "--preset", "awd-wt2", "--data", str(self.text)]
-        command += ["--seed", str(seed), "--run-dir", str(folder.path)]
+        command = ["-m", "train.wt103", "--preset", "awd-wt2", "--data", str(self.data)]
+        command += ["--seed", str(seed), "--run-dir", str(self.run_folder(variant, seed).path)]
         for key, value in knobs.items():
             command += ["--set", f"{key}={json.dumps(value) if isinstance(value, bool) else value}"]
-        return command + (["--resume"] if folder.config.exists() else [])
+        return command
 
     def run_folder(self, variant: str, seed: int) -> RunFolder:
         return RunFolder(self.work_dir / f"{variant}-{seed}")
 
-    def row(self, variant: str, seed: int) -> dict[str, Any]:
-        """The figures of a run, which is made or finished first if need be.
+    def check_runs(self, runs: list[tuple[str, int]]) -> None:
+        """Refuse runs of the work folder that were made, or begun, with other knobs than these.
+
+        Raises:
+            InputError: the message names the first such run and what differs.
+        """
+        for variant, seed in runs:
+            folder = self.run_folder(variant, seed)
+            wanted = config_from_args(self.command(variant, seed)[2:])[0].to_dict()
+            if not folder.config.exists():
+                continue
+            made = load_run_config(folder.config).to_dict()
+            for section, values in wanted.items():
+                for key, value in values.items():
+                    if made[section][key] != value:
+                        raise InputError(
+                            f"{folder.path}: was made with {key} = {made[section][key]}, not {value}; "
+                            "choose another --work-dir, or the options that it was made with"
+                        )
+
+    def run(self, variant: str, seed: int) -> dict[str, Any]:
+        """The figures of a run, which is made or finished first if need be; its output goes into a file.
 
         Raises:
             InputError: the run's command failed.
         """
-        folder = self.run_folder(variant, seed)
-        command = self.command(variant, seed)
+        folder, command = self.run_folder(variant, seed), self.command(variant, seed)
         if not folder.result.exists():
-            print(f"{variant}, seed {seed}", flush=True)
-            status = subprocess.run([sys.executable, *command], check=False).returncode
+            resume = ["--resume"] if folder.config.exists() else []
+            environment = {**os.environ, **dict.fromkeys(BLAS_VARIABLES, str(self.threads))}
+            log = self.work_dir / f"{variant}-{seed}.log"
+            with open(log, "ab") as output:
+                arguments = [sys.executable, *command, *resume]
+                status = subprocess.run(arguments, stdout=output, stderr=output, env=environment).returncode
             if status:
-                raise InputError(f"{shlex.join(command)}: ended with status {status}")
+                raise InputError(f"{shlex.join(command)}: ended with status {status}; see {log}")
+        return self._figures(variant, seed)
+
+    def _figures(self, variant: str, seed: int) -> dict[str, Any]:
+        folder = self.run_folder(variant, seed)
         result = json.loads(folder.result.read_text(encoding="utf-8"))
-        scores = [
-            row
-            for row in read_metrics(folder.metrics)
-            if row["kind"] == "evaluation" and row["split"] == "valid"
-        ]
+        rows = read_metrics(folder.metrics)
+        scores = [row for row in rows if row["kind"] == "evaluation" and row["split"] == "valid"]
         return {
             "variant": variant,
             "seed": seed,
@@ -130,24 +168,25 @@ class Ablation:
             "best_valid_perplexity": result["valid"]["perplexity"],
             "last_valid_perplexity": scores[-1]["perplexity"],
             "test_perplexity": result["test"]["perplexity"],
+            "train_loss": [row["loss"] for row in rows if row["kind"] == "train"][-1],
             "curve": [(row["tokens"], row["perplexity"]) for row in scores],
-            "train_loss": [row["loss"] for row in read_metrics(folder.metrics) if row["kind"] == "train"][-1],
-            "command": "python " + shlex.join([part for part in command if part != "--resume"]),
+            "command": "python " + shlex.join(self.command(variant, seed)),
         }
 
 
-def cut_text(data: Path, tokens: int, folder: Path) -> Path:
-    """A copy of a text in WikiText form whose train split ends with the line that brings it to `tokens`.
+def cut_text(data: Path, tokens: int, min_count: int, folder: Path) -> Path:
+    """A text in WikiText form prepared, its train split ending with the line that brings it to `tokens`.
 
-    Raises:
-        InputError: `data` is no such folder.
+    Args:
+        data: a folder with wiki.{train,valid,test}.tokens.
+        tokens: of the train split; 0: all.
+        min_count: words seen less often in it become <unk>.
+        folder: made if need be; a text that lies there already is taken if it is the same.
+
+    Returns:
+        the prepared file.
     """
-    for split in ("train", "valid", "test"):
-        if not (data / f"wiki.{split}.tokens").is_file():
-            raise InputError(f"--data: expected a folder with wiki.train.tokens and the others; got {data}")
     folder.mkdir(parents=True, exist_ok=True)
-    for split in ("valid", "test"):
-        (folder / f"wiki.{split}.tokens").write_bytes((data / f"wiki.{split}.tokens").read_bytes())
     lines, count = [], 0
     with open(data / "wiki.train.tokens", encoding="utf-8") as file:
         for line in file:
@@ -155,31 +194,64 @@ def cut_text(data: Path, tokens: int, folder: Path) -> Path:
             count += len(line.split()) + 1  # <eos>
             if tokens and count >= tokens:
                 break
-    with atomic_write(folder / "wiki.train.tokens") as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
-    return folder
+    for split in ("train", "valid", "test"):
+        text = "".join(lines).encode() if split == "train" else _split(data, split).read_bytes()
+        path = _split(folder, split)
+        if path.exists() and path.read_bytes() != text:
+            raise InputError(
+                f"{path}: holds another text than --data and --tokens say; choose another --work-dir"
+            )
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(text)
+    return prepare(folder, folder / "text.h5", min_count=min_count)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def _split(folder: Path, split: str) -> Path:
+    return folder / f"wiki.{split}.tokens"
+
+
+def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a variant, in the order of their first runs: means over the seeds, the best's spread."""
+    summary = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        runs = [row for row in rows if row["variant"] == variant]
+        best = [row["best_valid_perplexity"] for row in runs]
+        means = {
+            key: mean(row[key] for row in runs)
+            for key in ("best_valid_perplexity", "last_valid_perplexity", "test_perplexity", "train_loss")
+        }
+        spread = stdev(best) if len(best) > 1 else None
+        curve = np.mean([row["curve"] for row in runs], axis=0).tolist()
+        summary.append({"variant": variant, "seeds": len(runs), **means, "deviation": spread, "curve": curve})
+    return summary
+
+
+def table(summary: list[dict[str, Any]]) -> str:
     """A Markdown table: each variant's perplexities, and how far its best is from the recipe's."""
-    whole = next((row for row in rows if row["variant"] == "awd"), None)
+    recipe = next((row["best_valid_perplexity"] for row in summary if row["variant"] == "awd"), None)
     lines = [
         "| variant | best valid | against the recipe | last valid | test at the best | last training loss |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row in rows:
-        change = row["best_valid_perplexity"] / whole["best_valid_perplexity"] - 1 if whole else math.nan
+    for row in summary:
+        best = row["best_valid_perplexity"]
+        change = f"{best / recipe - 1:+.1%}" if recipe else "–"
+        spread = "" if row["deviation"] is None else f" ± {row['deviation']:.1f}"
         lines.append(
-            f"| {row['variant'].replace('-', ' ')} | {row['best_valid_perplexity']:.1f} | {change:+.1%} "
+            f"| {_words(row['variant'])} | {best:.1f}{spread} | {change} "
             f"| {row['last_valid_perplexity']:.1f} | {row['test_perplexity']:.1f} | {row['train_loss']:.3f} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
-def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+def _words(variant: str) -> str:
+    return variant.replace("-", " ")
+
+
+def draw(summary: list[dict[str, Any]], title: str, path: Path) -> None:
     """Curves of the validation perplexity on the left, the best of each variant on the right."""
-    ordered = sorted(rows, key=lambda row: row["best_valid_perplexity"])
-    names = [row["variant"].replace("-", " ") for row in ordered]
+    ordered = sorted(summary, key=lambda row: row["best_valid_perplexity"])
+    names = [_words(row["variant"]) for row in ordered]
     best = [row["best_valid_perplexity"] for row in ordered]
     colours = [f"C{index % 10}" for index in range(len(ordered))]
     with styled_figure(11, 4.6) as figure:
@@ -188,11 +260,12 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
             tokens, perplexities = np.array(row["curve"]).T
             width = 2 if row["variant"] in EMPHASIZED else 1
             curves.plot(tokens / 1e6, perplexities, color=colour, linewidth=width, label=name)
-        curves.set(xlabel="million tokens", ylabel="validation perplexity", yscale="log")
-        curves.set_ylim(best[0] * 0.95, best[0] * 2.5)
+        curves.set(xlabel="million tokens", ylabel="validation perplexity")
+        curves.set_ylim(best[0] * 0.95, max(best[0] * 2, best[-1] * 1.1))
         curves.legend(fontsize=7, frameon=False, ncols=2)
         bars.barh(names[::-1], best[::-1], color=colours[::-1])
         bars.set(xlim=(best[0] * 0.9, best[-1] * 1.06), xlabel="best validation perplexity")
+        bars.grid(visible=False)
         for index, value in enumerate(best[::-1]):
             bars.text(value, index, f" {value:.1f}", va="center", fontsize=8)
         figure.suptitle(title)
@@ -203,37 +276,70 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = _parser().parse_args(argv)
-    for name in ("epochs", "seeds"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name}: expected at least 1, got {getattr(options, name)}")
-    unknown = [name for name in options.variants if name not in VARIANTS]
-    if unknown:
-        raise InputError(f"--variants: unknown {unknown[0]!r}; known are {', '.join(VARIANTS)}")
-    settings: dict[str, Any] = {}
-    for pair in options.settings:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise InputError(f"--set: expected KEY=VALUE, got {pair!r}")
-        settings[key] = value
-    text = cut_text(options.data, options.tokens, options.work_dir / "text")
-    ablation = Ablation(text, options.work_dir, options.epochs, settings)
-    rows = [ablation.row(variant, seed) for seed in range(options.seeds) for variant in options.variants]
+    _check(options)
+    data = cut_text(options.data, options.tokens, options.min_count, options.work_dir / "text")
+    settings = dict(pair.split("=", 1) for pair in options.settings)
+    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    ablation = Ablation(data, options.work_dir, options.epochs, settings, threads)
+    wanted = [(variant, seed) for seed in range(options.seeds) for variant in options.variants]
+    ablation.check_runs(wanted)
+    with (
+        ThreadPoolExecutor(options.jobs) as pool,
+        progress(len(wanted), "training", "runs") as bar,
+    ):
+        waiting = [pool.submit(ablation.run, variant, seed) for variant, seed in wanted]
+        rows = []
+        for run in waiting:
+            row = run.result()
+            rows.append(row)
+            best = f"best validation perplexity {row['best_valid_perplexity']:.1f}"
+            bar.message(f"{_words(row['variant'])}, seed {row['seed']}: {best}, {row['seconds']:,.0f} s")
+            bar.update(1)
+    summary = summarize(rows)
+    result = json.dumps({"runs": rows, "environment": environment()}, indent=1)
     if options.out:
         with atomic_write(options.out) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(result + "\n", encoding="utf-8")
     if options.plot:
-        draw(rows, options.title, options.plot)
-    print(json.dumps(rows) if options.json else table(rows))
+        draw(summary, options.title, options.plot)
+    print(result if options.json else table(summary))
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what would only be found after hours of training."""
+    for name, least in (("epochs", 1), ("seeds", 1), ("jobs", 1), ("tokens", 0), ("min_count", 1)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
+    for split in ("train", "valid", "test"):
+        if not _split(options.data, split).is_file():
+            raise InputError(f"--data: expected a folder with wiki.{split}.tokens in it; got {options.data}")
+    unknown = [name for name in options.variants if name not in VARIANTS]
+    if unknown:
+        raise InputError(f"--variants: unknown {unknown[0]!r}; {nearest('variant', unknown[0], VARIANTS)}")
+    for pair in options.settings:
+        if "=" not in pair:
+            raise InputError(f"--set: expected KEY=VALUE, got {pair!r}")
+    for name in ("out", "plot"):
+        path = getattr(options, name)
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise InputError(f"--{name}: expected a file in an existing folder, got {path}")
+    if options.plot:
+        with styled_figure(1, 1):
+            pass  # matplotlib is there
 
 
 def _parser() -> Parser:
     parser = Parser.documented("python -m benchmarks.ablation", __doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="a text in WikiText form")
     parser.add_argument("--tokens", type=int, default=200_000, metavar="N", help="of the train split; 0: all")
+    parser.add_argument(
+        "--min-count", type=int, default=1, metavar="N", help="rarer words become <unk>; default: 1"
+    )
     parser.add_argument("--epochs", type=int, default=20, metavar="N", help="of every run; default: 20")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each variant; default: 1")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help="default: all")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side; default: 1")
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="knob of all runs"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,14 @@ from train.config import TrainConfig
 SCORED_STEPS = 256
 """Steps scored at a time: their logits take 34 MB with 33,278 words."""
 
+LOCKED_DROPOUTS = (
+    "encoder_dp_input_keep_prob",
+    "encoder_dp_output_keep_prob",
+    "encoder_last_input_keep_prob",
+    "encoder_last_output_keep_prob",
+)
+"""The only dropouts that both sides have."""
+
 States = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -21,8 +31,7 @@ class TorchModel(torch.nn.Module):
 
     def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
         super().__init__()
-        if config.encoder_emb_keep_prob < 1 or config.recurrent_weight_keep_prob < 1:
-            raise InputError("the PyTorch side has locked dropouts alone; got another kind of dropout")
+        _refuse_what_this_lacks(config)
         self.config, self.generator = config, generator
         self.encoder = torch.nn.Embedding(config.vocab_size, config.embedding_size)
         self.rnns = torch.nn.ModuleList(torch.nn.LSTM(inputs, units) for inputs, units in config.layer_sizes)
@@ -52,6 +61,23 @@ class TorchModel(torch.nn.Module):
             return x
         mask = torch.empty(x.shape[1:]).bernoulli_(keep_prob, generator=self.generator)
         return x * (mask / keep_prob)
+
+
+def _refuse_what_this_lacks(config: ModelConfig) -> None:
+    plain = dataclasses.asdict(ModelConfig(config.vocab_size))
+    known = {
+        "vocab_size",
+        "embedding_size",
+        "hidden_size",
+        "num_layers",
+        "embedding_init_scale",
+        *LOCKED_DROPOUTS,
+    }
+    for name, value in dataclasses.asdict(config).items():
+        if name not in known and value != plain[name]:
+            raise InputError(
+                f"the PyTorch side is a plain tied LSTM with locked dropouts; it lacks {name} = {value}"
+            )
 
 
 class TorchSystem:

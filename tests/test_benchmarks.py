@@ -3,13 +3,14 @@
 import importlib.util
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from wikitext import write_wikitext
 
 from autograd.errors import InputError
-from benchmarks import convergence, training_step
+from benchmarks import ablation, convergence, training_step
 from benchmarks.child import Child, peak_rss_mb
 from benchmarks.sizes import SIZES, zipf_ids, zipf_windows
 from benchmarks.systems import make_system
@@ -17,6 +18,7 @@ from benchmarks.training_step import Samples
 from minilstm import ModelConfig
 from train.config import RunConfig, TrainConfig
 from train.corpus import open_corpus
+from train.flags import config_from_args
 from train.prepare import prepare
 
 FIELDS = {
@@ -287,5 +289,71 @@ def test_torch_drops_the_same_units_at_all_steps():
 @needs_torch
 def test_dropouts_that_the_torch_side_lacks_are_refused():
     config = ModelConfig(10, 4, 4, 1, recurrent_weight_keep_prob=0.5)
-    with pytest.raises(InputError, match="another kind of dropout"):
+    with pytest.raises(InputError, match="lacks recurrent_weight_keep_prob = 0.5"):
         make_system("torch", config, TrainConfig(), 0)
+
+
+@pytest.fixture
+def small_text(tmp_path):
+    """A folder in WikiText form, and what makes a run on it take a second."""
+    rng = np.random.default_rng(0)
+    for split, lines in (("train", 300), ("valid", 40), ("test", 40)):
+        words = [" ".join(f"w{word}" for word in rng.integers(0, 30, 8)) for _ in range(lines)]
+        (tmp_path / f"wiki.{split}.tokens").write_text("\n".join(words) + "\n")
+    sizes = {"embedding_size": 6, "hidden_size": 7, "batch_size": 4}
+    settings = [part for key, value in sizes.items() for part in ("--set", f"{key}={value}")]
+    return [*("--data", str(tmp_path), "--work-dir", str(tmp_path / "work")), "--tokens", "1000", *settings]
+
+
+def test_an_ablation_is_made_of_ordinary_runs_and_goes_on_with_them(small_text, tmp_path, capsys):
+    out, plot = tmp_path / "out.json", tmp_path / "plot.png"
+    command = [*small_text, "--epochs", "2", "--variants", "awd", "plain-dropout", "--jobs", "2"]
+    assert ablation.main([*command, "--out", str(out), "--plot", str(plot)]) == 0
+    table = capsys.readouterr().out
+    runs = json.loads(out.read_text())["runs"]
+    assert [run["variant"] for run in runs] == ["awd", "plain-dropout"]
+    for run in runs:
+        result = json.loads((tmp_path / "work" / f"{run['variant']}-0" / "result.json").read_text())
+        assert run["best_valid_perplexity"] == result["valid"]["perplexity"]
+        assert f"| {result['valid']['perplexity']:.1f} |" in table
+        assert 1000 <= run["curve"][-1][0] / 2 < 1020
+        assert len(run["curve"]) == 2
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    model = json.loads((tmp_path / "work" / "plain-dropout-0" / "result.json").read_text())["configuration"]
+    assert model["model"]["recurrent_weight_keep_prob"] == 1
+    assert model["model"]["activation_dropout"] == "per_step"
+
+    made = (tmp_path / "work" / "awd-0" / "metrics.jsonl").read_bytes()
+    assert ablation.main([*small_text, "--epochs", "2", "--variants", "awd"]) == 0
+    assert (tmp_path / "work" / "awd-0" / "metrics.jsonl").read_bytes() == made
+    for other, message in (
+        (["--epochs", "3"], "made with epochs = 2, not 3"),
+        (["--tokens", "500"], "another text"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ablation.main([*small_text, "--epochs", "2", "--variants", "awd", *other])
+
+
+def test_every_variant_is_a_configuration_of_its_own():
+    configs = []
+    for variant in ablation.VARIANTS:
+        command = ablation.Ablation(Path("text.h5"), Path("work"), 1, {}, 1).command(variant, 0)
+        config = config_from_args(command[2:])[0].to_dict()
+        configs.append(json.dumps([config["model"], config["train"]]))
+    assert len(set(configs)) == len(ablation.VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--variants", "ad"], "unknown 'ad'; the nearest known variant is 'awd'"),
+        (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--set", "clip_norm"], "expected KEY=VALUE"),
+        (["--plot", "/nowhere/plot.png"], "--plot: expected a file in an existing folder"),
+        (["--data", "/nowhere"], "expected a folder with wiki.train.tokens"),
+    ],
+)
+def test_an_ablation_refuses_bad_input_before_it_writes(flags, message, small_text, tmp_path):
+    with pytest.raises(InputError, match=message):
+        ablation.main([*small_text, *flags])
+    assert not (tmp_path / "work").exists()
