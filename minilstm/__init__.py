@@ -9,14 +9,15 @@
     >>> print(f"{loss.item():.2f}")  # nats; a blind guess among ten words costs ln 10
     2.30
 
-Read `lstm_cell` first, then `lstm`, then `tied_softmax` and `language_model`.
+Read `lstm_cell` first, then `lstm` and `layer_norm_lstm`, then `tied_softmax` and `language_model`.
 """
 
 from minilstm.config import ModelConfig
 from minilstm.dropout import MaskStream
-from minilstm.language_model import LanguageModel, detach
+from minilstm.language_model import LanguageModel, Objective, detach
 from minilstm.torch_weights import from_torch_state_dict, to_torch_state_dict
 
 __all__ = [
-    "LanguageModel", "MaskStream", "ModelConfig", "detach", "from_torch_state_dict", "to_torch_state_dict",
+    "LanguageModel", "MaskStream", "ModelConfig", "Objective", "detach", "from_torch_state_dict",
+    "to_torch_state_dict",
 ]  # fmt: skip

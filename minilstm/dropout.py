@@ -1,7 +1,8 @@
 """Every dropout mask of the model, drawn in one place from counter-based random streams.
 
-A mask depends on (seed, window, place, global row of the batch) alone. So a resumed run draws the masks
-that the undisturbed one would have drawn, and N ranks with B/N rows each draw those of one rank with B.
+A mask depends on (seed, window, place, step, global row of the batch) alone, or for weights on (seed, window,
+place, row of the weights). So a resumed run draws the masks that the undisturbed one would have drawn, and N
+ranks with B/N rows each draw those of one rank with B.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import zlib
 from typing import Any
 
 import numpy as np
+
+import autograd.functions as F
+from autograd import Variable
+from minilstm.config import ModelConfig
 
 LEVELS = 1 << 16
 """A keep probability is rounded to a multiple of 1/65536: two random bytes decide on an element."""
@@ -21,7 +26,8 @@ class MaskStream:
     """The masks of one window of training, or of one after the other.
 
     Random numbers are Philox's (Salmon et al. 2011): a keyed function of a counter, so any part of a
-    stream can be drawn without the part before it.
+    stream can be drawn without the part before it. The key is (seed, place); of the counter's four words
+    the last is the window, the second the step within it, and the first counts.
 
     Args:
         seed: of the run.
@@ -40,19 +46,129 @@ class MaskStream:
         self, place: str, shape: tuple[int, ...], keep_prob: float, dtype: Any = np.float32
     ) -> Any:
         """A mask over weights, the same on every rank: 0, or 1 / keep_prob with probability keep_prob."""
-        return self._draw(place, 0, shape, keep_prob, dtype)
+        return self._mask(place, 0, 0, shape, keep_prob, dtype)
 
     def row_mask(self, place: str, shape: tuple[int, ...], keep_prob: float, dtype: Any = np.float32) -> Any:
         """A mask over activations; its first axis is this process's part of the batch."""
-        return self._draw(place, self.first_row, shape, keep_prob, dtype)
+        return self._mask(place, 0, self.first_row, shape, keep_prob, dtype)
 
-    def _draw(self, place: str, first_row: int, shape: tuple[int, ...], keep_prob: float, dtype: Any) -> Any:
+    def step_mask(self, place: str, shape: tuple[int, ...], keep_prob: float, dtype: Any = np.float32) -> Any:
+        """A mask over activations, (T, B, units), drawn anew at every step; B is this process's part.
+
+        A step's mask does not depend on how many steps there are.
+        """
+        mask = np.empty(shape, dtype)
+        for step in range(len(mask)):
+            mask[step] = self._mask(place, step, self.first_row, shape[1:], keep_prob, dtype)
+        return mask
+
+    def lookup_mask(self, place: str, ids: Any, width: int, keep_prob: float, dtype: Any = np.float32) -> Any:
+        """The rows `ids` of a mask over a table of weights: ids.shape + (width,), the same on every rank.
+
+        Of the table's mask only these rows are drawn, each from ticks of the counter that are its own. All
+        of it would be 107 million elements a window at V = 267,735 and E = 400, more than a window of the
+        training itself; a window holds some thousands of different words.
+        """
+        words, where = np.unique(np.asarray(ids).ravel(), return_inverse=True)
+        ticks = -(-width // WORDS_PER_COUNT)
+        bits = np.empty((len(words), ticks * WORDS_PER_COUNT // 4), np.uint64)
+        source, position = self._philox(place), 0
+        for row, word in zip(bits, words.tolist(), strict=True):
+            source.advance((word - position) * ticks)
+            row[:] = source.random_raw(len(row))
+            position = word + 1
+        mask = _scaled(bits.view(np.uint16)[:, :width], keep_prob, dtype)
+        return mask[where].reshape(*np.shape(ids), width)
+
+    def generator(self, place: str) -> np.random.Generator:
+        """Random numbers of any kind for this window, the same on every rank."""
+        return np.random.Generator(self._philox(place))
+
+    def _mask(
+        self, place: str, step: int, first_row: int, shape: tuple[int, ...], keep_prob: float, dtype: Any
+    ) -> Any:
         size = int(np.prod(shape))
         skipped = first_row * (size // max(shape[0], 1))
-        key = np.array([self.seed, zlib.crc32(place.encode())], np.uint64)
-        counter = np.array([skipped // WORDS_PER_COUNT, 0, 0, self.window], np.uint64)
         offset = skipped % WORDS_PER_COUNT
-        words = np.random.Philox(key=key, counter=counter).random_raw(-(-(size + offset) // 4))
-        draws = words.view(np.uint16)[offset : offset + size]
-        kept = draws < np.uint32(round(keep_prob * LEVELS))
-        return (kept * np.asarray(1 / keep_prob, dtype)).reshape(shape)  # (30)
+        words = self._philox(place, step, skipped // WORDS_PER_COUNT).random_raw(-(-(size + offset) // 4))
+        return _scaled(words.view(np.uint16)[offset : offset + size].reshape(shape), keep_prob, dtype)
+
+    def _philox(self, place: str, step: int = 0, count: int = 0) -> np.random.Philox:
+        key = np.array([self.seed, zlib.crc32(place.encode())], np.uint64)
+        return np.random.Philox(key=key, counter=np.array([count, step, 0, self.window], np.uint64))
+
+
+def _scaled(draws: Any, keep_prob: float, dtype: Any) -> Any:
+    """1 / keep_prob where a draw of 16 bits says `kept`, else 0."""
+    kept = draws < np.uint32(round(keep_prob * LEVELS))
+    return kept * np.asarray(1 / keep_prob, dtype)  # (30)
+
+
+class Dropouts:
+    """Which masks act where in one window.
+
+    Args:
+        config: what is dropped, and how.
+        masks: where masks are drawn from; None in evaluation, where nothing is dropped.
+        dtype: of the model.
+    """
+
+    def __init__(self, config: ModelConfig, masks: MaskStream | None, dtype: Any) -> None:
+        self.config, self.masks, self.dtype = config, masks, dtype
+
+    def embedding(self, inputs: Any, W: Variable) -> Variable:
+        """Rows of the masked W (V, E) for inputs (T, B), masked once more where they enter the layers."""
+        keep = self.config.encoder_emb_output_keep_prob
+        return self._activation("embedding_output", self._lookup(inputs, W), keep)
+
+    def _lookup(self, inputs: Any, W: Variable) -> Variable:
+        """A word has one mask, wherever in the window it stands."""
+        keep, (V, E) = self.config.encoder_emb_keep_prob, W.shape
+        if keep == 1 or self.masks is None:
+            return F.embedding(inputs, W)
+        if self.config.encoder_emb_dropout == "rows":
+            return F.embedding(inputs, W, self.masks.weight_mask("embedding", (V,), keep, self.dtype))
+        x = F.embedding(inputs, W)  # before the mask: it checks the ids
+        return x * self.masks.lookup_mask("embedding", inputs, E, keep, self.dtype)  # (34)
+
+    def input_weight(self, index: int, W_ih: Variable) -> Variable:
+        return self._weight(f"input_weight.{index}", W_ih, self.config.input_weight_keep_prob)
+
+    def recurrent_weight(self, index: int, W_hh: Variable) -> Variable:
+        return self._weight(f"recurrent_weight.{index}", W_hh, self.config.recurrent_weight_keep_prob)
+
+    def candidate_mask(self, index: int, shape: tuple[int, ...]) -> Any:
+        """(T, B, units), what the candidates of a layer are multiplied with, or None."""
+        keep = self.config.recurrent_keep_prob
+        if keep == 1 or self.masks is None:
+            return None
+        return self.masks.step_mask(f"candidate.{index}", shape, keep, self.dtype)
+
+    def input(self, index: int, x: Variable) -> Variable:
+        config, last = self.config, index == self.config.num_layers - 1
+        return self._activation(
+            f"input.{index}",
+            x,
+            config.encoder_last_input_keep_prob if last else config.encoder_dp_input_keep_prob,
+        )
+
+    def output(self, index: int, x: Variable) -> Variable:
+        config, last = self.config, index == self.config.num_layers - 1
+        return self._activation(
+            f"output.{index}",
+            x,
+            config.encoder_last_output_keep_prob if last else config.encoder_dp_output_keep_prob,
+        )
+
+    def _weight(self, place: str, W: Variable, keep: float) -> Variable:
+        if keep == 1 or self.masks is None:
+            return W
+        return W * self.masks.weight_mask(place, W.shape, keep, self.dtype)  # (31): one for all steps
+
+    def _activation(self, place: str, x: Variable, keep: float) -> Variable:
+        """x (T, B, units) times one mask (B, units) for all steps (Gal & Ghahramani 2016), or one a step."""
+        if keep == 1 or self.masks is None:
+            return x
+        if self.config.activation_dropout == "per_step":
+            return x * self.masks.step_mask(place, x.shape, keep, self.dtype)  # (32)
+        return x * self.masks.row_mask(place, x.shape[1:], keep, self.dtype)  # (32)

@@ -1,9 +1,10 @@
-"""Embedding → LSTM layers → tied softmax; state in, state out."""
+"""Embedding → LSTM layers → softmax, tied or not; state in, state out."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,24 +19,89 @@ from autograd import (
     no_backprop_mode,
 )
 from autograd.functions.loss import log_softmax_array
+from minilstm.adaptive_softmax import adaptive_log_probs, adaptive_softmax_loss
 from minilstm.config import ModelConfig
-from minilstm.dropout import MaskStream
+from minilstm.dropout import Dropouts, MaskStream
+from minilstm.layer_norm_lstm import layer_norm_lstm
+from minilstm.lstm import F as FORGET
 from minilstm.lstm import lstm
+from minilstm.lstm_cell import FORGET_BIAS, unrolled_layer_norm_lstm, unrolled_lstm
+from minilstm.regularization import activation_regularization, temporal_activation_regularization
+from minilstm.sampled_softmax import LogUniformSampler, sampled_softmax_loss
 from minilstm.tied_softmax import tied_softmax_loss
 
 State = list[tuple[Any, Any]]
 """(h, c) of every layer, each (B, units)."""
 
 
-class LSTMLayer:
-    """The weights of one layer: W_ih (4H, I), W_hh (4H, H), b (4H), gates stacked i, f, g, o."""
+class Objective(NamedTuple):
+    """What a window of training yields.
 
-    def __init__(self, index: int, inputs: int, units: int, rng: np.random.Generator) -> None:
-        bound = 1 / math.sqrt(units)  # as torch.nn.LSTM and AWD-LSTM start
+    Attributes:
+        objective: what is differentiated: the loss and its regularisers.
+        loss: what is printed, without AR and TAR: the mean negative log-likelihood in nats, of the sampled
+            softmax if the model trains with it.
+        state: (h, c) of every layer after the window.
+    """
+
+    objective: Variable
+    loss: Variable
+    state: State
+
+
+class Outputs(NamedTuple):
+    """What the layers make of a window: outputs of the last one (T, B, E), dropped and not; the new state."""
+
+    dropped: Variable
+    undropped: Variable
+    state: State
+
+
+Run = Callable[..., tuple[Variable, Variable, Variable]]
+LSTMS: dict[str, tuple[Run, Run]] = {
+    "fused": (lstm, layer_norm_lstm),
+    "readable": (unrolled_lstm, unrolled_layer_norm_lstm),
+}
+"""The two implementations: of the plain cell, and of the layer-normalised one."""
+
+
+class LSTMLayer:
+    """The weights of one layer, gates stacked i, f, g, o.
+
+    Attributes:
+        W_ih, W_hh: (4H, I) and (4H, H).
+        rest: the bias b (4H) alone, or, of a layer-normalised cell, gains and shifts of the gates (4H) and
+            of the cell (H).
+    """
+
+    def __init__(self, index: int, config: ModelConfig, rng: np.random.Generator) -> None:
+        inputs, units = config.layer_sizes[index]
         self.units = units
-        self.W_ih = Parameter(_uniform(rng, bound, (4 * units, inputs)), name=f"lstm.{index}.weight_ih")
-        self.W_hh = Parameter(_uniform(rng, bound, (4 * units, units)), name=f"lstm.{index}.weight_hh")
-        self.b = Parameter(_uniform(rng, bound, (4 * units,)), name=f"lstm.{index}.bias")
+        glorot = config.lstm_init == "glorot"
+        # As torch.nn.LSTM and AWD-LSTM start; or as TensorFlow's cells, with one kernel (I + H, 4H).
+        bound = math.sqrt(6 / (inputs + units + 4 * units)) if glorot else 1 / math.sqrt(units)
+
+        def parameter(name: str, values: Any) -> Parameter:
+            return Parameter(values, name=f"lstm.{index}.{name}")
+
+        self.W_ih = parameter("weight_ih", _uniform(rng, bound, (4 * units, inputs)))
+        self.W_hh = parameter("weight_hh", _uniform(rng, bound, (4 * units, units)))
+        if config.layer_norm:
+            self.rest = tuple(
+                parameter(f"{of}_{name}", fill((size,), np.float32))
+                for of, size in (("gate", 4 * units), ("cell", units))
+                for name, fill in (("gain", np.ones), ("shift", np.zeros))
+            )
+        else:
+            self.b = parameter("bias", _forget_bias(units) if glorot else _uniform(rng, bound, (4 * units,)))
+            self.rest = (self.b,)
+
+
+def _forget_bias(units: int) -> np.ndarray:
+    """(4H): zero, but FORGET_BIAS for the forget gate, which TensorFlow's cells add to it."""
+    bias = np.zeros((4, units), np.float32)
+    bias[FORGET] = FORGET_BIAS
+    return bias.reshape(-1)
 
 
 def _uniform(rng: np.random.Generator, bound: float, shape: tuple[int, ...]) -> np.ndarray:
@@ -46,11 +112,16 @@ def _uniform(rng: np.random.Generator, bound: float, shape: tuple[int, ...]) -> 
     return values
 
 
+def _table(rng: np.random.Generator, config: ModelConfig, width: int, name: str) -> Parameter:
+    """A row of `width` for every word, uniform in ± embedding_init_scale."""
+    return Parameter(_uniform(rng, config.embedding_init_scale, (config.vocab_size, width)), name=name)
+
+
 class LanguageModel:
-    """A word-level LSTM language model whose decoder shares the embedding matrix.
+    """A word-level LSTM language model whose decoder may share the embedding matrix.
 
     Args:
-        config: sizes and dropouts.
+        config: sizes, cells, losses and dropouts.
         seed: of the initial weights.
         dtype: of weights and activations, float32 or float64.
 
@@ -58,6 +129,7 @@ class LanguageModel:
         flat_parameters: every weight in one 1-D array, in the order of `named_parameters`; each
             parameter's `data` is a view into it.
         masks: the dropout masks used when a call is given none; each training call draws new ones.
+        implementation: which LSTM runs, "fused", or "readable": the cell, step by step; both are equal.
 
     Raises:
         DtypeError: a dtype that is not floating point.
@@ -68,13 +140,23 @@ class LanguageModel:
             raise DtypeError(f"model: dtype must be float32 or float64; got {np.dtype(dtype)}")
         self.config = config
         self.masks = MaskStream(seed)
+        self.implementation: Literal["fused", "readable"] = "fused"
         rng = np.random.default_rng(seed)
-        shape = (config.vocab_size, config.embedding_size)
-        self.embedding = Parameter(_uniform(rng, config.embedding_init_scale, shape), name="embedding.weight")
-        self.layers = [
-            LSTMLayer(k, inputs, units, rng) for k, (inputs, units) in enumerate(config.layer_sizes)
-        ]
+        self.embedding = _table(rng, config, config.embedding_size, "embedding.weight")
+        self.layers = [LSTMLayer(index, config, rng) for index in range(config.num_layers)]
+        self.decoder_weight = (
+            self.embedding
+            if config.tied_weights
+            else _table(rng, config, config.output_size, "decoder.weight")
+        )
         self.decoder_bias = Parameter(np.zeros(config.vocab_size, np.float32), name="decoder.bias")
+        self.bands: tuple[Parameter, ...] = ()
+        if config.softmax == "adaptive":
+            count = len(config.adaptive_bands)
+            self.bands = (
+                Parameter(np.zeros((count, config.output_size), np.float32), name="decoder.band_weight"),
+                Parameter(np.zeros(count, np.float32), name="decoder.band_bias"),
+            )
         self._flatten(np.dtype(dtype))
 
     def _flatten(self, dtype: np.dtype) -> None:
@@ -91,9 +173,13 @@ class LanguageModel:
             )
 
     def named_parameters(self) -> list[tuple[str, Parameter]]:
-        """(name, parameter), always in this order: embedding, each layer's W_ih, W_hh, b, decoder bias."""
-        lstm_parameters = [p for layer in self.layers for p in (layer.W_ih, layer.W_hh, layer.b)]
-        return [(str(p.name), p) for p in (self.embedding, *lstm_parameters, self.decoder_bias)]
+        """(name, parameter), always in this order: embedding; each layer's W_ih, W_hh and rest; decoder."""
+        parameters = [self.embedding]
+        for layer in self.layers:
+            parameters += [layer.W_ih, layer.W_hh, *layer.rest]
+        if self.decoder_weight is not self.embedding:
+            parameters.append(self.decoder_weight)
+        return [(str(p.name), p) for p in (*parameters, self.decoder_bias, *self.bands)]
 
     @property
     def flat_gradients(self) -> Any:
@@ -126,14 +212,52 @@ class LanguageModel:
             inputs, targets: integers (T, B); targets[t] is the word after inputs[t], or -1 if it is not
                 scored.
             state: from the call before (arrays, or variables to let gradients flow on), zeros if None.
-            masks: the window's dropout masks; those of `self.masks`, one window on, if None.
+            masks: the window's dropout masks and samples; those of `self.masks`, one window on, if None.
 
         Returns:
-            loss, a single number in nats; state, (h, c) as variables for every layer.
+            loss, a single number in nats, in evaluation always that of the full distribution;
+            state, (h, c) as variables for every layer.
 
         Raises:
             ShapeError, DtypeError, InputError: inputs, targets or state that do not fit the model.
         """
+        outputs, loss = self._outputs_and_loss(inputs, targets, state, masks)
+        return loss, outputs.state
+
+    def objective(
+        self, inputs: Any, targets: Any, state: State | None = None, masks: MaskStream | None = None
+    ) -> Objective:
+        """What training differentiates, beside what calling the model returns; arguments as there."""
+        outputs, loss = self._outputs_and_loss(inputs, targets, state, masks)
+        objective, config = loss, self.config
+        if is_training() and config.activation_regularization:
+            objective = objective + activation_regularization(
+                outputs.dropped, config.activation_regularization
+            )
+        if is_training() and config.temporal_activation_regularization:
+            objective = objective + temporal_activation_regularization(
+                outputs.undropped, config.temporal_activation_regularization
+            )
+        return Objective(objective, loss, outputs.state)
+
+    def encode(
+        self, inputs: Any, state: State | None, masks: MaskStream | None = None
+    ) -> tuple[Variable, State]:
+        """The last layer's outputs (T, B, E) as the decoder sees them, and the state after inputs (T, B)."""
+        outputs = self._encode(inputs, state, self._masks_of_window(masks))
+        return outputs.dropped, outputs.state
+
+    def _masks_of_window(self, masks: MaskStream | None) -> MaskStream | None:
+        """The given masks, or the model's own next ones; None in evaluation."""
+        if not is_training():
+            return None
+        if masks is None:
+            masks = self.masks = self.masks.next_window()
+        return masks
+
+    def _outputs_and_loss(
+        self, inputs: Any, targets: Any, state: State | None, masks: MaskStream | None
+    ) -> tuple[Outputs, Variable]:
         inputs, targets = np.asarray(inputs), np.asarray(targets)
         if targets.shape != inputs.shape:
             raise ShapeError(
@@ -141,33 +265,44 @@ class LanguageModel:
             )
         if targets.dtype.kind not in "iu":
             raise DtypeError(f"model: targets must be integer word ids; got {targets.dtype}")
-        h, state = self.encode(inputs, state, masks)
-        flat = F.reshape(h, (-1, self.config.embedding_size))
-        return tied_softmax_loss(flat, self.embedding, self.decoder_bias, targets.reshape(-1)), state
+        masks = self._masks_of_window(masks)
+        outputs = self._encode(inputs, state, masks)
+        h = F.reshape(outputs.dropped, (-1, self.config.output_size))
+        return outputs, self._loss(h, targets.reshape(-1), masks)
 
-    def encode(
-        self, inputs: Any, state: State | None, masks: MaskStream | None = None
-    ) -> tuple[Variable, State]:
-        """The last layer's outputs (T, B, E) and the state after inputs (T, B)."""
+    def _encode(self, inputs: Any, state: State | None, masks: MaskStream | None) -> Outputs:
         inputs = np.asarray(inputs)
         if inputs.ndim != 2 or len(inputs) < 1:
             raise ShapeError(f"model: inputs must be (T, B) with at least one step; got {inputs.shape}")
         state = self.initial_state(inputs.shape[1]) if state is None else state
         self._check_state(state, inputs.shape[1])
-        if masks is None and is_training():
-            masks = self.masks = self.masks.next_window()
-        dropouts = _Dropouts(self.config, masks, self.dtype) if is_training() else None
+        run_lstm = LSTMS[self.implementation][self.config.layer_norm]
+        dropouts = Dropouts(self.config, masks, self.dtype)
 
-        row_scale = dropouts.word_mask() if dropouts else None
-        x = F.embedding(inputs, self.embedding, row_scale)
-        new_state = []
+        x = skip = y = dropouts.embedding(inputs, self.embedding)
+        new_state: State = []
         for index, (layer, (h0, c0)) in enumerate(zip(self.layers, state, strict=True)):
-            W_hh = dropouts.recurrent_weight(index, layer.W_hh) if dropouts else layer.W_hh
-            x = dropouts.input(index, x) if dropouts else x
-            x, h, c = lstm(x, h0, c0, layer.W_ih, W_hh, layer.b)
-            x = dropouts.output(index, x) if dropouts else x
+            W_ih = dropouts.input_weight(index, layer.W_ih)
+            W_hh = dropouts.recurrent_weight(index, layer.W_hh)
+            mask = dropouts.candidate_mask(index, (*inputs.shape, layer.units))
+            skip, x = x, dropouts.input(index, x)
+            y, h, c = run_lstm(x, h0, c0, W_ih, W_hh, *layer.rest, candidate_mask=mask)
+            x = dropouts.output(index, y)
+            x = x + skip if self.config.residual else x
             new_state.append((h, c))
-        return x, new_state
+        return Outputs(x, y + skip if self.config.residual else y, new_state)
+
+    def _loss(self, h: Variable, targets: Any, masks: MaskStream | None) -> Variable:
+        """The mean over targets (N) of what the words after outputs h (N, E) cost."""
+        config, W, b = self.config, self.decoder_weight, self.decoder_bias
+        if config.softmax == "adaptive":
+            band_W, band_b = self.bands
+            return adaptive_softmax_loss(h, W, b, band_W, band_b, targets, config.adaptive_bands)
+        if config.softmax == "sampled" and masks is not None:
+            generator = masks.generator("sampled_softmax")
+            sample = LogUniformSampler(config.vocab_size).sample(config.num_samples, generator)
+            return sampled_softmax_loss(h, W, b, targets, sample)
+        return tied_softmax_loss(h, W, b, targets)
 
     def _check_state(self, state: State, batch_size: int) -> None:
         got = [tuple(h.shape) for h, _ in state]
@@ -179,51 +314,15 @@ class LanguageModel:
         """log P(next word) (B, V) in nats after the words `inputs` (B), and the new state; no gradients."""
         with no_backprop_mode(), evaluation_mode():
             h, state = self.encode(np.asarray(inputs)[None], state)
-            logits = F.linear(h[0], self.embedding, self.decoder_bias)
-        return log_softmax_array(logits.data), detach(state)
+            return self.log_probs(h.data[0]), detach(state)
 
-
-class _Dropouts:
-    """Which masks act where in one window of training."""
-
-    def __init__(self, config: ModelConfig, masks: MaskStream | None, dtype: Any) -> None:
-        assert masks is not None
-        self.config, self.masks, self.dtype = config, masks, dtype
-
-    def word_mask(self) -> Any:
-        """(V): 0 for the words left out of this window."""
-        keep = self.config.encoder_emb_keep_prob
-        shape = (self.config.vocab_size,)
-        return None if keep == 1 else self.masks.weight_mask("embedding", shape, keep, self.dtype)
-
-    def recurrent_weight(self, index: int, W_hh: Parameter) -> Variable:
-        keep = self.config.recurrent_weight_keep_prob
-        if keep == 1:
-            return W_hh
-        # (31): one mask for all steps of the window
-        return W_hh * self.masks.weight_mask(f"recurrent_weight.{index}", W_hh.shape, keep, self.dtype)
-
-    def input(self, index: int, x: Variable) -> Variable:
-        config, last = self.config, index == self.config.num_layers - 1
-        return self._locked(
-            f"input.{index}",
-            x,
-            config.encoder_last_input_keep_prob if last else config.encoder_dp_input_keep_prob,
-        )
-
-    def output(self, index: int, x: Variable) -> Variable:
-        config, last = self.config, index == self.config.num_layers - 1
-        return self._locked(
-            f"output.{index}",
-            x,
-            config.encoder_last_output_keep_prob if last else config.encoder_dp_output_keep_prob,
-        )
-
-    def _locked(self, place: str, x: Variable, keep_prob: float) -> Variable:
-        """One mask (B, units) for all steps of x (T, B, units) (Gal & Ghahramani 2016)."""
-        if keep_prob == 1:
-            return x
-        return x * self.masks.row_mask(place, x.shape[1:], keep_prob, self.dtype)  # (32)
+    def log_probs(self, h: Any) -> Any:
+        """log P(word) (N, V) in nats, after outputs h (N, E) of the last layer; arrays, no gradients."""
+        W, b = self.decoder_weight.data, self.decoder_bias.data
+        if self.config.softmax == "adaptive":
+            band_W, band_b = (parameter.data for parameter in self.bands)
+            return adaptive_log_probs(h, W, b, band_W, band_b, self.config.adaptive_bands)
+        return log_softmax_array(h @ W.T + b)
 
 
 def detach(state: State) -> State:

@@ -4,16 +4,19 @@ The numbers in brackets are the equations of docs/lstm_backward.md. Three things
 changes an equation: the products with the inputs of all steps are one matrix product, so are the sums over
 time that give the weights' gradients, and all that the backward recursion needs and that does not depend
 on the arriving gradient is computed for all steps at once.
+
+`layer_norm_lstm.py` is the same for the layer-normalised cell, from the functions at this file's end.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from autograd import Function, ShapeError, Variable
+from autograd import DtypeError, Function, ShapeError, Variable
 from autograd.backend import get_array_module
 from autograd.functions.linear import column_sums, matmul_into
 from autograd.parallel import matmul_rows, num_threads, run_parts, split_range
@@ -25,10 +28,13 @@ I, F, G, O = range(4)  # noqa: E741
 
 
 class LSTM(Function):
+    def __init__(self, candidate_mask: Any = None) -> None:
+        self.candidate_mask = candidate_mask
+
     def forward(self, x, h0, c0, W_ih, W_hh, b):
-        T, B, H = _checked_sizes(x, h0, c0, W_ih, W_hh, b)
-        xp = get_array_module(x)
-        factor, shift = _sigmoid_from_tanh(xp, H, x.dtype)
+        T, B, H = checked_sizes(x, h0, c0, W_ih, W_hh, {"b": (b, 4)}, self.candidate_mask)
+        xp, mask = get_array_module(x), self.candidate_mask
+        factor, shift = sigmoid_from_tanh(xp, H, x.dtype)
         W_ih_T, bias = (W_ih * factor[:, None]).T, b * factor
         gates = xp.empty((T, B, 4 * H), x.dtype)
         h = xp.empty((T + 1, B, H), x.dtype)
@@ -53,14 +59,14 @@ class LSTM(Function):
                 z += shift
                 i, f, g, o = z[:, :H], z[:, H : 2 * H], z[:, 2 * H : 3 * H], z[:, 3 * H :]
                 c_t = xp.multiply(f, c[t, rows], out=c[t + 1, rows])
-                c_t += xp.multiply(i, g, out=tc)  # (4)
+                xp.multiply(i, g, out=tc)
+                if mask is not None:
+                    tc *= mask[t, rows]  # (35)
+                c_t += tc  # (4)
                 xp.tanh(c_t, out=tc)
                 xp.multiply(o, tc, out=h[t + 1, rows])  # (5)
 
-        pieces = cut(T, 0.4, parts)
-        project(pieces[0])
-        for steps, following in zip(pieces, [*pieces[1:], None], strict=True):
-            run_beside(run, parts, steps, following and functools.partial(project, following))
+        run_forward(T, parts, project, run)
         self.save(x, W_ih, W_hh, gates, h, c, tanh_c)
         return h[1:], h[T], c[T]
 
@@ -71,7 +77,7 @@ class LSTM(Function):
         dh = xp.zeros((B, H), x.dtype) if dh_T is None else dh_T.astype(x.dtype)
         dc = xp.zeros((B, H), x.dtype) if dc_T is None else dc_T.astype(x.dtype)
         dz = (gates.copy() if self.saved_is_needed_again else gates).reshape(T, B, 4, H)
-        f, o_slope = _local_derivatives(dz, c, tanh_c)
+        f, o_slope = local_derivatives(dz, c, tanh_c, self.candidate_mask)
         parts = batch_parts(x, B, H)
         times_W_hh = RecurrentProduct(W_hh, rows=-(-B // len(parts)))
 
@@ -88,25 +94,64 @@ class LSTM(Function):
                 dc_t *= f[t, rows]  # (10)
                 times_W_hh(dz_t.reshape(-1, 4 * H), out=dh_t)  # (11)
 
-        dx = xp.empty_like(x) if self.needs_grad(0) else None
-
-        def products(steps: slice) -> tuple[Any, Any]:
-            dz_rows = dz[steps].reshape(-1, 4 * H)
-            x_rows = x[steps].reshape(-1, x.shape[2])
-            h_rows = h[steps].reshape(-1, H)  # h[t] is what goes into step t
-            if dx is not None:
-                matmul_rows(dz_rows, W_ih, out=dx[steps].reshape(x_rows.shape))  # (12)
-            dW_ih = matmul_into(self, 3, dz_rows.T, x_rows)  # (13)
-            return dW_ih, matmul_into(self, 4, dz_rows.T, h_rows)  # (14)
-
-        pieces = cut(T, 0.65, parts)[::-1]
-        for steps, before in zip(pieces, [None, *pieces[:-1]], strict=True):
-            run_beside(run, parts, steps, before and functools.partial(products, before))
-        dW_ih, dW_hh = products(pieces[-1])
+        dx, dW_ih, dW_hh = run_backward(self, parts, run, dz, x, W_ih, h)
         return dx, dh, dc, dW_ih, dW_hh, column_sums(dz.reshape(T * B, 4 * H))  # (15)
 
 
-def _sigmoid_from_tanh(xp: Any, H: int, dtype: Any) -> tuple[Any, Any]:
+def run_forward(
+    T: int, parts: list[slice], project: Callable[[slice], None], run: Callable[[slice, slice], None]
+) -> None:
+    """All steps forward: `project` makes the inputs' products of some steps, `run` the time loop over them.
+
+    Args:
+        parts: of the batch, one a thread.
+        project: takes steps.
+        run: takes rows and steps; the steps of one call begin where those of the last one ended.
+    """
+    pieces = cut(T, 0.4, parts)
+    project(pieces[0])
+    for steps, following in zip(pieces, [*pieces[1:], None], strict=True):
+        run_beside(run, parts, steps, following and functools.partial(project, following))
+
+
+def run_backward(
+    function: Function,
+    parts: list[slice],
+    run: Callable[[slice, slice], None],
+    dz: Any,
+    x: Any,
+    W_ih: Any,
+    h: Any,
+) -> tuple[Any, Any, Any]:
+    """All steps backward: `run` fills dz from the last step to the first, products follow it.
+
+    Args:
+        function: whose inputs 0, 3 and 4 are x, W_ih and W_hh.
+        run: takes rows and steps.
+        dz: (T, B, 4, H), once it is filled the gradient of x_t W_ihᵀ + h_{t-1} W_hhᵀ.
+        h: (T + 1, B, H).
+
+    Returns:
+        dx (None if nobody wants it), dW_ih, dW_hh.
+    """
+    dx = get_array_module(x).empty_like(x) if function.needs_grad(0) else None
+
+    def products(steps: slice) -> tuple[Any, Any]:
+        dz_rows = dz[steps].reshape(-1, len(W_ih))
+        x_rows = x[steps].reshape(-1, x.shape[2])
+        h_rows = h[steps].reshape(-1, h.shape[2])  # h[t] is what goes into step t
+        if dx is not None:
+            matmul_rows(dz_rows, W_ih, out=dx[steps].reshape(x_rows.shape))  # (12)
+        dW_ih = matmul_into(function, 3, dz_rows.T, x_rows)  # (13)
+        return dW_ih, matmul_into(function, 4, dz_rows.T, h_rows)  # (14)
+
+    pieces = cut(len(x), 0.65, parts)[::-1]
+    for steps, before in zip(pieces, [None, *pieces[:-1]], strict=True):
+        run_beside(run, parts, steps, before and functools.partial(products, before))
+    return dx, *products(pieces[-1])
+
+
+def sigmoid_from_tanh(xp: Any, H: int, dtype: Any) -> tuple[Any, Any]:
     """factor, shift (4H): one tanh serves all gates, as sigmoid(z) = tanh(z/2) / 2 + 1/2.
 
     With the weights of i, f and o multiplied by factor = 1/2 beforehand, a gate is
@@ -117,11 +162,12 @@ def _sigmoid_from_tanh(xp: Any, H: int, dtype: Any) -> tuple[Any, Any]:
     return factor.reshape(-1), 1 - factor.reshape(-1)
 
 
-def _local_derivatives(gates: Any, c: Any, tanh_c: Any) -> tuple[Any, Any]:
+def local_derivatives(gates: Any, c: Any, tanh_c: Any, mask: Any = None) -> tuple[Any, Any]:
     """What each step multiplies the arriving gradients with, for all steps at once.
 
     The gates (T, B, 4, H) are overwritten by the derivatives of c_t by the pre-activations of i, f, g
-    and of h_t by that of o: (8) and (9) before dc and dh arrive.
+    and of h_t by that of o: (8) and (9) before dc and dh arrive. A mask (T, B, H) of the candidate
+    multiplies i · g in c_t, hence both slopes.
 
     Returns:
         f (T, B, H): the forget gate, which is the derivative of c_t by c_{t-1}.
@@ -141,12 +187,22 @@ def _local_derivatives(gates: Any, c: Any, tanh_c: Any) -> tuple[Any, Any]:
         a[:, :, I] *= (1 - i) * g
         a[:, :, F] *= (1 - f) * c[steps]  # c[t] is the cell before step t
         a[:, :, G] = (1 - g * g) * i
+        if mask is not None:
+            a[:, :, I] *= mask[steps]  # (36)
+            a[:, :, G] *= mask[steps]
 
     run_parts(run, split_range(len(gates), num_threads() if xp is np else 1))
     return all_f, all_o_slope
 
 
-def _checked_sizes(x: Any, h0: Any, c0: Any, W_ih: Any, W_hh: Any, b: Any) -> tuple[int, int, int]:
+def checked_sizes(
+    x: Any, h0: Any, c0: Any, W_ih: Any, W_hh: Any, vectors: dict[str, tuple[Any, int]], mask: Any
+) -> tuple[int, int, int]:
+    """T, B, H, once all sizes fit; `vectors` by name, each with its length in multiples of H.
+
+    Raises:
+        ShapeError: they do not. DtypeError: a mask of another precision.
+    """
     if x.ndim != 3 or len(x) < 1:
         raise ShapeError(f"lstm: x must be (T, B, I) with at least one step; got {x.shape}")
     if h0.ndim != 2 or len(h0) != x.shape[1]:
@@ -155,27 +211,37 @@ def _checked_sizes(x: Any, h0: Any, c0: Any, W_ih: Any, W_hh: Any, b: Any) -> tu
         )
     T, B, inputs = x.shape
     H = h0.shape[1]
-    for name, array, shape, sizes in (
+    expected: list[tuple[str, Any, tuple[int, ...], str]] = [
         ("c0", c0, (B, H), "(B, H)"),
         ("W_ih", W_ih, (4 * H, inputs), "(4H, I)"),
         ("W_hh", W_hh, (4 * H, H), "(4H, H)"),
-        ("b", b, (4 * H,), "(4H)"),
-    ):
+    ]
+    for name, (vector, multiple) in vectors.items():
+        expected.append((name, vector, (multiple * H,), "(4H)" if multiple == 4 else "(H)"))
+    if mask is not None:
+        expected.append(("candidate_mask", mask, (T, B, H), "(T, B, H)"))
+    for name, array, shape, sizes in expected:
         if array.shape != shape:
             raise ShapeError(
                 f"lstm: {name} must be {sizes} = {shape} because x is {x.shape} and h0 is {h0.shape}; "
                 f"got {array.shape}. Gates are stacked {', '.join(GATES)} on axis 0."
             )
+    if mask is not None and mask.dtype != x.dtype:
+        raise DtypeError(f"lstm: candidate_mask must be {x.dtype} because x is; got {mask.dtype}")
     return T, B, H
 
 
-def lstm(x: Any, h0: Any, c0: Any, W_ih: Any, W_hh: Any, b: Any) -> tuple[Variable, Variable, Variable]:
+def lstm(
+    x: Any, h0: Any, c0: Any, W_ih: Any, W_hh: Any, b: Any, candidate_mask: Any = None
+) -> tuple[Variable, Variable, Variable]:
     """A long short-term memory over T steps (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
 
     Args:
         x: (T, B, I), the inputs.
         h0, c0: (B, H), output and cell before the first step.
         W_ih: (4H, I). W_hh: (4H, H). b: (4H). Gates are stacked i, f, g, o, as in torch.nn.LSTM.
+        candidate_mask: an array (T, B, H), what the candidate of each step is multiplied with before it
+            enters the cell (Semeniuta et al. 2016), or None.
 
     Returns:
         y (T, B, H), the outputs of all steps; h_T and c_T (B, H), the state after the last one.
@@ -183,4 +249,4 @@ def lstm(x: Any, h0: Any, c0: Any, W_ih: Any, W_hh: Any, b: Any) -> tuple[Variab
     Raises:
         ShapeError: sizes that do not fit. DtypeError: arrays of different precision.
     """
-    return LSTM().apply(x, h0, c0, W_ih, W_hh, b)
+    return LSTM(candidate_mask).apply(x, h0, c0, W_ih, W_hh, b)

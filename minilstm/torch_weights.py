@@ -15,10 +15,15 @@ def to_torch_state_dict(model: LanguageModel) -> dict[str, np.ndarray]:
     """The weights by the names of a PyTorch model with Embedding `encoder`, LSTMs `rnns`, Linear `decoder`.
 
     Matrices go over by renaming alone. torch.nn.LSTM has two biases where one suffices: ours becomes
-    bias_ih and bias_hh is zero.
+    bias_ih and bias_hh is zero. The vectors of an adaptive softmax's bands keep their own names.
+
+    Raises:
+        InputError: layer-normalised cells, which torch.nn.LSTM does not have.
     """
-    tensors = {"encoder.weight": model.embedding.data, "decoder.weight": model.embedding.data}
+    _check_plain_cells("to_torch_state_dict", model)
+    tensors = {"encoder.weight": model.embedding.data, "decoder.weight": model.decoder_weight.data}
     tensors["decoder.bias"] = model.decoder_bias.data
+    tensors |= {str(band.name): band.data for band in model.bands}
     for index, layer in enumerate(model.layers):
         arrays = (layer.W_ih.data, layer.W_hh.data, layer.b.data, np.zeros_like(layer.b.data))
         tensors |= dict(zip(_torch_names(index), arrays, strict=True))
@@ -29,8 +34,10 @@ def from_torch_state_dict(model: LanguageModel, tensors: dict[str, Any]) -> None
     """Copy weights named as by `to_torch_state_dict` into the model; the two LSTM biases are added.
 
     Raises:
-        InputError: a name that is missing. ShapeError: a tensor of another size.
+        InputError: a name that is missing, layer-normalised cells, or a decoder's weight that is not the
+            encoder's for a model that ties them. ShapeError: a tensor of another size.
     """
+    _check_plain_cells("from_torch_state_dict", model)
 
     def take(name: str, shape: Sequence[int]) -> np.ndarray:
         if name not in tensors:
@@ -45,9 +52,21 @@ def from_torch_state_dict(model: LanguageModel, tensors: dict[str, Any]) -> None
         w_ih, w_hh, b_ih, b_hh = _torch_names(index)
         values += [take(w_ih, layer.W_ih.shape), take(w_hh, layer.W_hh.shape)]
         values += [take(b_ih, layer.b.shape) + take(b_hh, layer.b.shape)]
-    values += [take("decoder.bias", model.decoder_bias.shape)]
+    if model.decoder_weight is not model.embedding:
+        values += [take("decoder.weight", model.decoder_weight.shape)]
+    elif not np.array_equal(values[0], np.asarray(tensors.get("decoder.weight", values[0]))):
+        raise InputError(
+            "from_torch_state_dict: decoder.weight must equal encoder.weight, which the model ties; "
+            "got two matrices; set tied_weights = false"
+        )
+    values += [take(str(p.name), p.shape) for p in (model.decoder_bias, *model.bands)]
     for (_, parameter), value in zip(model.named_parameters(), values, strict=True):
         parameter.data[...] = value
+
+
+def _check_plain_cells(function: str, model: LanguageModel) -> None:
+    if model.config.layer_norm:
+        raise InputError(f"{function}: torch.nn.LSTM has no layer normalisation; got a model with layer_norm")
 
 
 def _torch_names(index: int) -> list[str]:

@@ -28,7 +28,16 @@ from autograd.functions.linear import Linear, Matmul
 from autograd.functions.loss import LogSoftmax, SoftmaxCrossEntropy
 from autograd.functions.normalization import LayerNormalization
 from autograd.functions.reduction import Mean, Sum
+from minilstm.adaptive_softmax import AdaptiveSoftmaxLoss, adaptive_softmax_loss
+from minilstm.layer_norm_lstm import LayerNormLSTM, layer_norm_lstm
 from minilstm.lstm import LSTM, lstm
+from minilstm.regularization import (
+    ActivationRegularization,
+    TemporalActivationRegularization,
+    activation_regularization,
+    temporal_activation_regularization,
+)
+from minilstm.sampled_softmax import Sample, SampledSoftmaxLoss, sampled_softmax_loss
 from minilstm.tied_softmax import TiedSoftmaxLoss, tied_softmax_loss
 
 SHAPES = [(), (1,), (3,), (2, 1), (2, 3), (0, 3), (2, 1, 4), (3, 0, 2)]
@@ -173,14 +182,58 @@ def normalizations_and_losses():
         yield Case(TiedSoftmaxLoss, blocks, [normal(n, e), normal(v, e, seed=1), normal(v), ids(v, n)])
 
 
+def sampled_losses():
+    """With no, some and all of the targets among the drawn words, and with rows that are not scored."""
+    for (n, e, v), drawn in (
+        ((4, 3, 7), [5]), ((4, 3, 7), [0, 3, 6]), ((1, 1, 2), [0, 1]), ((0, 3, 5), [1, 2]),
+        ((3, 2, 4), range(4)),
+    ):  # fmt: skip
+        loss = functools.partial(sampled_softmax_loss, sample=Sample(np.array(drawn), 9))
+        arrays = [normal(n, e), normal(v, e, seed=1), normal(v)]
+        yield Case(SampledSoftmaxLoss, loss, [*arrays, ids(v, n)])
+        for targets in (np.where(np.arange(n) % 2, -1, 0), np.full(n, -1)):
+            yield Case(SampledSoftmaxLoss, loss, [*arrays, targets])
+
+
+def adaptive_losses():
+    """Targets in every part, in the head alone, in one band alone, and rows that are not scored."""
+    for bands, targets in (
+        ((3, 5), [0, 6, 3, 4, 8, 2]), ((3, 5), [0, 2]), ((3, 5, 8), [6, 5]), ((1,), [8]),
+        ((3, 5), [-1, 6, -1, 0]), ((3, 5), [-1, -1]), ((3, 5), []),
+    ):  # fmt: skip
+        loss = functools.partial(adaptive_softmax_loss, bands=bands)
+        shapes = ((len(targets), 4), (9, 4), (9,), (len(bands), 4), (len(bands),))
+        arrays = [normal(*shape, seed=k) for k, shape in enumerate(shapes)]
+        yield Case(AdaptiveSoftmaxLoss, loss, [*arrays, np.array(targets, int)])
+
+
+def regularizers():
+    for shape in ((1,), (4, 3), (4, 2, 3), (1, 2, 3), (2, 1, 1), (5, 0, 3)):
+        penalty = functools.partial(activation_regularization, alpha=0.7)
+        yield Case(ActivationRegularization, penalty, [normal(*shape)])
+        penalty = functools.partial(temporal_activation_regularization, beta=0.7)
+        yield Case(TemporalActivationRegularization, penalty, [normal(*shape)])
+
+
 def embeddings_and_lstms():
     for shape in ((), (1,), (5,), (3, 2), (0,), (2, 0)):
         yield Case(Embedding, F.embedding, [ids(4, *shape), normal(4, 3)])
         scaled = lambda ids, W: F.embedding(ids, W, KEPT.astype(W.dtype))  # noqa: E731
         yield Case(Embedding, scaled, [ids(4, *shape), normal(4, 3)])
     for T, B, inputs, H in ((1, 1, 1, 1), (3, 2, 4, 5), (4, 1, 2, 3), (2, 0, 3, 2)):
-        shapes = ((T, B, inputs), (B, H), (B, H), (4 * H, inputs), (4 * H, H), (4 * H,))
-        yield Case(LSTM, lstm, [normal(*shape, seed=k) for k, shape in enumerate(shapes)])
+        shapes = [(T, B, inputs), (B, H), (B, H), (4 * H, inputs), (4 * H, H)]
+        for kind, function, vectors in (
+            (LSTM, lstm, [(4 * H,)]),
+            (LayerNormLSTM, layer_norm_lstm, [(4 * H,), (4 * H,), (H,), (H,)]),
+        ):
+            arrays = [normal(*shape, seed=k) for k, shape in enumerate(shapes + vectors)]
+            yield Case(kind, function, arrays)
+            yield Case(kind, functools.partial(with_candidates_dropped, function), arrays)
+
+
+def with_candidates_dropped(function, x, h0, *rest):
+    mask = np.random.default_rng(0).integers(0, 3, (*x.shape[:2], h0.shape[1])) * 0.75
+    return function(x, h0, *rest, candidate_mask=mask.astype(x.dtype))
 
 
 CASES = [
@@ -189,5 +242,8 @@ CASES = [
     *array_functions(),
     *products(),
     *normalizations_and_losses(),
+    *sampled_losses(),
+    *adaptive_losses(),
+    *regularizers(),
     *embeddings_and_lstms(),
 ]

@@ -46,8 +46,15 @@ def test_no_key_is_both_the_models_and_trainings():
         ("clip_norm", math.inf, "a number of at least 0; got inf"),
         ("weight_decay", 10**400, "a number of at least 0; got 1000"),
         ("beta2", 1.0, "a number in [0, 1); got 1.0"),
-        ("optimizer", "adan", "one of adam, sgd; got 'adan'"),
+        ("optimizer", "adan", "one of adam, sgd, nt_asgd; got 'adan'"),
         ("precision", 16, "one of float32, mixed; got 16"),
+        ("carry_state", 1, "true or false; got 1"),
+        ("nonmono", 0, "a whole number of at least 1; got 0"),
+        ("decay_epochs", [3, 2], "a list of rising whole numbers of at least 1; got [3, 2]"),
+        ("decay_epochs", [0], "a list of rising whole numbers of at least 1; got [0]"),
+        ("decay_epochs", [True, 2], "a list of rising whole numbers of at least 1; got [True, 2]"),
+        ("decay_epochs", 12, "a list of rising whole numbers of at least 1; got 12"),
+        ("decay_epochs", ["1"], "a list of rising whole numbers of at least 1; got ['1']"),
         ("data", "", "a text in UTF-8, not empty; got ''"),
         ("data", "caf\udce9", "a text in UTF-8, not empty"),
         ("data", 2, "a text in UTF-8, not empty; got 2"),
@@ -66,6 +73,50 @@ def test_steps_of_the_learning_rate_need_their_length():
     with pytest.raises(InputError, match="decay_steps must be at least 1"):
         TrainConfig(schedule="step")
     assert TrainConfig(schedule="step", decay_steps=10).decay_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("knobs", "expected"),
+    [
+        ({"shuffle_windows": True}, "shuffle_windows needs carry_state=false"),
+        ({"variable_window": True, "carry_state": False}, "variable_window needs carry_state=true"),
+        (
+            {"variable_window": True, "carry_state": False, "shuffle_windows": True},
+            "variable_window needs carry_state=true",
+        ),
+        ({"momentum": 0.9}, "momentum belongs to optimizer 'sgd', not 'adam'; set momentum=0"),
+        ({"momentum": 0.9, "optimizer": "nt_asgd"}, "momentum belongs to optimizer 'sgd', not 'nt_asgd'"),
+        ({"decay_epochs": [2]}, "decay_epochs belong to schedule 'step', not 'fixed'"),
+        ({"schedule": "step", "decay_epochs": [2], "decay_steps": 3}, "both say when to decay"),
+    ],
+)
+def test_what_cannot_be_meant_together_is_refused_in_one_line(knobs, expected):
+    with pytest.raises(InputError) as caught:
+        TrainConfig(**knobs)
+    assert str(caught.value).startswith("train: ")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_l2_on_the_tied_matrix_needs_one():
+    untied = {"tied_weights": False, "last_hidden_size": 7}
+    with pytest.raises(InputError, match="set tied_weights=true or l2_tied=0"):
+        RunConfig(untied, TrainConfig(l2_tied=1e-6))
+    assert RunConfig(untied, TrainConfig()).train.l2_tied == 0
+
+
+def test_a_list_of_whole_numbers_is_held_by_toml_and_json(tmp_path):
+    bands = {"softmax": "adaptive", "adaptive_bands": [4, 9]}
+    config = RunConfig(bands, TrainConfig(schedule="step", decay_epochs=(1, 3)))
+    assert config.model_config(10).adaptive_bands == (4, 9)
+    assert config.train.decay_epochs == (1, 3)
+    path = tmp_path / "run.toml"
+    path.write_text(to_toml(config))
+    assert "adaptive_bands = [4, 9]\n" in path.read_text()
+    assert load_run_config(path) == config
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+    with pytest.raises(InputError, match=r"adaptive_bands must be a list of whole numbers; got \[1.5\]"):
+        RunConfig({"adaptive_bands": [1.5]}, TrainConfig())
 
 
 def test_a_whole_number_is_taken_for_a_float_and_becomes_one():

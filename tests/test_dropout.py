@@ -1,79 +1,11 @@
-"""Masks: what they are drawn from, the same for any number of ranks, and where in the model each one acts."""
+"""Masks: how they are drawn, how often, and that any number of ranks draws the same ones."""
 
 import numpy as np
 import pytest
 
-import autograd.functions as F
-from autograd import evaluation_mode
+from autograd import InputError
 from minilstm import LanguageModel, MaskStream, ModelConfig
 from minilstm.dropout import WORDS_PER_COUNT
-from minilstm.lstm_cell import unrolled_lstm
-
-V, E, H, T, B = 11, 6, 5, 4, 6
-KNOBS = {
-    "encoder_emb_keep_prob": {"embedding": (V,)},
-    "recurrent_weight_keep_prob": {
-        "recurrent_weight.0": (4 * H, H), "recurrent_weight.1": (4 * H, H), "recurrent_weight.2": (4 * E, E)
-    },
-    "encoder_dp_input_keep_prob": {"input.0": (B, E), "input.1": (B, H)},
-    "encoder_dp_output_keep_prob": {"output.0": (B, H), "output.1": (B, H)},
-    "encoder_last_input_keep_prob": {"input.2": (B, H)},
-    "encoder_last_output_keep_prob": {"output.2": (B, E)},
-}  # fmt: skip
-ALL = dict.fromkeys(KNOBS, 0.6)
-
-
-class RecordedMasks(MaskStream):
-    """Keeps every mask that the model asks for, by the name of its place."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.drawn = {}
-
-    def _draw(self, place, *args):
-        assert place not in self.drawn, "drawn twice in one window"
-        self.drawn[place] = super()._draw(place, *args)
-        return self.drawn[place]
-
-
-def model_with(**knobs):
-    config = ModelConfig(vocab_size=V, embedding_size=E, hidden_size=H, num_layers=3, **knobs)
-    model = LanguageModel(config, seed=1, dtype=np.float64)
-    rng = np.random.default_rng(2)
-    model.flat_parameters[:] = rng.standard_normal(model.flat_parameters.size) * 0.5
-    return model
-
-
-def window(seed=0):
-    text = np.random.default_rng(seed).integers(0, V, (T + 1, B))
-    return text[:-1], text[1:].copy()
-
-
-def loss_and_gradient(model, *args, **kwargs):
-    model.zero_grads()
-    loss, _ = model(*args, **kwargs)
-    loss.backward()
-    return loss.item(), model.flat_gradients.copy()
-
-
-def plain_loss(model, inputs, targets, masks):
-    """The model from primitives, each mask where the table of knobs puts it; absent ones are 1."""
-
-    def masked(x, place):
-        return x * masks[place] if place in masks else x
-
-    x = F.embedding(inputs, model.embedding)
-    if "embedding" in masks:
-        x = x * masks["embedding"][inputs][..., None]
-    for index, (layer, (h, c)) in enumerate(zip(model.layers, model.initial_state(B), strict=True)):
-        W_hh = masked(layer.W_hh, f"recurrent_weight.{index}")
-        x = masked(x, f"input.{index}")
-        x = unrolled_lstm(x, h, c, layer.W_ih, W_hh, layer.b)[0]
-        x = masked(x, f"output.{index}")
-    return F.softmax_cross_entropy(F.linear(x, model.embedding, model.decoder_bias), targets)
-
-
-# --- masks ---
 
 
 @pytest.mark.parametrize("keep_prob", [0.05, 0.5, 0.65, 0.9])
@@ -120,16 +52,31 @@ def test_neighbouring_elements_are_unrelated():
 @pytest.mark.parametrize("units", [1, 3, 4, 15, 16, 17, 400])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_rows_are_those_of_the_whole_batch_on_any_number_of_ranks(units, ranks):
-    rows = 12
-    whole = MaskStream(3, 9).row_mask("input.0", (rows, units), 0.7)
-    size = rows // ranks
-    parts = [MaskStream(3, 9, rank * size).row_mask("input.0", (size, units), 0.7) for rank in range(ranks)]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    together, whole = ranks_and_whole(
+        lambda stream, rows: stream.row_mask("input.0", (rows, units), 0.7), ranks
+    )
+    np.testing.assert_array_equal(together, whole)
+
+
+@pytest.mark.parametrize("units", [1, 3, 16, 17])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_so_are_those_of_every_step(units, ranks):
+    together, whole = ranks_and_whole(
+        lambda stream, rows: stream.step_mask("input.0", (5, rows, units), 0.7), ranks, axis=1
+    )
+    np.testing.assert_array_equal(together, whole)
 
 
 def test_weights_have_the_same_mask_on_all_ranks():
     masks = [MaskStream(3, 9, first_row).weight_mask("a", (8, 5), 0.7) for first_row in (0, 1, 8)]
     assert len({mask.tobytes() for mask in masks}) == 1
+
+
+def ranks_and_whole(draw, ranks, rows=12, axis=0):
+    """What `draw(stream, rows)` gives on each of some ranks, put together, and on one rank."""
+    size = rows // ranks
+    parts = [draw(MaskStream(3, 9, rank * size), size) for rank in range(ranks)]
+    return np.concatenate(parts, axis), draw(MaskStream(3, 9), rows)
 
 
 def test_masks_of_both_precisions_keep_the_same_elements():
@@ -142,111 +89,101 @@ def test_an_empty_mask(shape):
     assert MaskStream(0, first_row=3).row_mask("a", shape, 0.5).shape == shape
 
 
-# --- where they act in the model ---
+# --- a mask for each step ---
 
 
-@pytest.mark.parametrize("knob", KNOBS)
-def test_each_knob_masks_its_own_places_once_per_window(knob):
-    masks = RecordedMasks(0)
-    model = model_with(**{knob: 0.6})
-    inputs, targets = window()
-    loss, gradient = loss_and_gradient(model, inputs, targets, masks=masks)
-    assert {place: mask.shape for place, mask in masks.drawn.items()} == KNOBS[knob]
-    assert all(set(np.unique(mask)) == {0, 1 / 0.6} for mask in masks.drawn.values())
-    undropped = model_with()
-    assert loss != loss_and_gradient(undropped, inputs, targets)[0]
-    model.zero_grads()
-    expected = plain_loss(model, inputs, targets, masks.drawn)
-    expected.backward()
-    assert loss == pytest.approx(expected.item(), rel=1e-13)
-    np.testing.assert_allclose(gradient, model.flat_gradients, rtol=1e-10, atol=1e-14)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_steps_masks_keep_their_fraction_each_on_its_own(dtype):
+    mask = MaskStream(0).step_mask("a", (50, 30, 100), 0.65, dtype)
+    assert mask.dtype == dtype
+    assert set(np.unique(mask)) == {0, dtype(1 / 0.65)}
+    kept = (mask > 0).reshape(50, -1)
+    assert np.abs(kept.mean(axis=1) - 0.65).max() < 4.5 * np.sqrt(0.65 * 0.35 / 3000)
+    agreeing = [(kept[t] == kept[s]).mean() for t in range(10) for s in range(t)]
+    unrelated = 0.65**2 + 0.35**2
+    assert np.abs(np.array(agreeing) - unrelated).max() < 0.05
 
 
-def test_all_knobs_together():
-    masks = RecordedMasks(0)
-    model, (inputs, targets) = model_with(**ALL), window()
-    loss, gradient = loss_and_gradient(model, inputs, targets, masks=masks)
-    assert masks.drawn.keys() == {place for places in KNOBS.values() for place in places}
-    model.zero_grads()
-    expected = plain_loss(model, inputs, targets, masks.drawn)
-    expected.backward()
-    assert loss == pytest.approx(expected.item(), rel=1e-13)
-    np.testing.assert_allclose(gradient, model.flat_gradients, rtol=1e-10, atol=1e-14)
+def test_a_steps_mask_does_not_depend_on_how_many_there_are():
+    long, short = (MaskStream(2, 3, 4).step_mask("a", (steps, 3, 7), 0.5) for steps in (9, 4))
+    np.testing.assert_array_equal(long[:4], short)
 
 
-def test_a_keep_probability_of_one_draws_nothing():
-    masks = RecordedMasks(0)
-    model_with()(*window(), masks=masks)
-    assert masks.drawn == {}
+def test_steps_do_not_run_into_the_next_window():
+    stream = MaskStream(2, 3)
+    this, following = (m.step_mask("a", (6, 10, 50), 0.5) > 0 for m in (stream, stream.next_window()))
+    for t in range(5):
+        assert 0.4 < (this[t + 1] == following[t]).mean() < 0.6
 
 
-@pytest.mark.parametrize("knob", KNOBS)
-def test_evaluation_does_not_see_the_knob(knob):
-    masks = RecordedMasks(0)
-    dropped, undropped = model_with(**{knob: 0.6}), model_with()
-    with evaluation_mode():
-        losses = [model(*window(), masks=masks)[0].item() for model in (dropped, undropped)]
-    assert losses[0] == losses[1]
-    assert masks.drawn == {}
-    ids = np.array([1, 2])
-    log_probs = [model.next_log_probs(ids)[0] for model in (dropped, undropped)]
-    np.testing.assert_array_equal(*log_probs)
+# --- rows of a table ---
 
 
-@pytest.mark.parametrize("knob", KNOBS)
-def test_masks_are_drawn_anew_for_every_window(knob):
-    model, given = model_with(**{knob: 0.5}), window()
-    own = [model(*given)[0].item() for _ in range(3)]
-    assert len(set(own)) == 3
-    assert [model_with(**{knob: 0.5})(*given)[0].item() for _ in range(2)] == [own[0]] * 2, (
-        "seeded with the model"
-    )
-    stream = MaskStream(5)
-    named = [model(*given, masks=masks)[0].item() for masks in (stream, stream, stream.next_window())]
-    assert named[0] == named[1] != named[2]
-    assert own[0] != named[0]
+def test_the_mask_of_a_word_does_not_depend_on_the_others():
+    """The whole table's mask, drawn word by word, in any order, and in one go."""
+    V, E = 60, 21
+    stream = MaskStream(1, 2)
+    table = stream.lookup_mask("embedding", np.arange(V), E, 0.5)
+    assert table.shape == (V, E)
+    for word in (0, 1, 17, 59):
+        np.testing.assert_array_equal(stream.lookup_mask("embedding", word, E, 0.5), table[word])
+    ids = np.random.default_rng(0).integers(0, V, (7, 4))
+    np.testing.assert_array_equal(stream.lookup_mask("embedding", ids, E, 0.5), table[ids])
 
 
-def test_given_masks_leave_the_models_own_alone():
-    model, given = model_with(**ALL), window()
-    expected = [model(*given)[0].item() for _ in range(2)]
-    model = model_with(**ALL)
-    first = model(*given)[0].item()
-    model(*given, masks=MaskStream(9))
-    with evaluation_mode():
-        model(*given)
-    assert [first, model(*given)[0].item()] == expected
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 40])
+def test_the_mask_of_a_table_keeps_its_fraction_and_its_words_are_unrelated(width):
+    words = np.arange(0, 200_000, 97)
+    table = MaskStream(5).lookup_mask("embedding", words, width, 0.8)
+    assert set(np.unique(table)) == {0, np.float32(1 / 0.8)}
+    kept = table > 0
+    assert abs(kept.mean() - 0.8) < 4 * np.sqrt(0.16 / kept.size)
+    assert np.abs(kept.mean(axis=0) - 0.8).max() < 4.5 * np.sqrt(0.16 / len(words))
+    assert abs((kept[1:] == kept[:-1]).mean() - 0.68) < 0.02
 
 
-@pytest.mark.parametrize("knobs", [ALL] + [{knob: 0.6} for knob in KNOBS], ids=lambda knobs: "-".join(knobs))
-def test_the_whole_models_gradient_equals_differences_with_masks_held(knobs):
-    model, (inputs, targets), masks = model_with(**knobs), window(), MaskStream(4)
-    targets[1, 2] = -1
-    rng = np.random.default_rng(0)
-    state = [tuple(rng.standard_normal(part.shape) for part in layer) for layer in model.initial_state(B)]
-    _, gradient = loss_and_gradient(model, inputs, targets, state, masks=masks)
-    weights, step = model.flat_parameters.copy(), 1e-5
-    for _ in range(3):
-        direction = rng.standard_normal(weights.size)
-        losses = []
-        for sign in (1, -1):
-            model.flat_parameters[:] = weights + sign * step * direction
-            losses.append(model(inputs, targets, state, masks=masks)[0].item())
-        numerical = (losses[0] - losses[1]) / (2 * step)
-        error = abs(gradient @ direction - numerical)
-        assert error / np.linalg.norm(gradient) < 1e-7
+def test_the_mask_of_a_table_is_the_same_on_all_ranks_and_another_in_every_window():
+    ids = np.arange(50)
+    first = MaskStream(1, 2).lookup_mask("embedding", ids, 20, 0.5)
+    np.testing.assert_array_equal(MaskStream(1, 2, first_row=9).lookup_mask("embedding", ids, 20, 0.5), first)
+    for other in (MaskStream(1, 3), MaskStream(2, 2)):
+        assert 0.4 < (other.lookup_mask("embedding", ids, 20, 0.5) == first).mean() < 0.6
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_the_mean_over_ranks_is_the_gradient_of_the_whole_batch(ranks):
-    model, (inputs, targets) = model_with(**ALL), window()
-    loss, gradient = loss_and_gradient(model, inputs, targets, masks=MaskStream(0))
-    size = B // ranks
-    results = [
-        loss_and_gradient(model, inputs[:, rows], targets[:, rows], masks=MaskStream(0, first_row=rows.start))
-        for rows in (slice(rank * size, (rank + 1) * size) for rank in range(ranks))
-    ]
-    assert np.mean([part for part, _ in results]) == pytest.approx(loss, rel=1e-13)
-    np.testing.assert_allclose(
-        np.mean([part for _, part in results], axis=0), gradient, rtol=1e-10, atol=1e-14
-    )
+def test_no_words_have_no_masks():
+    assert MaskStream(0).lookup_mask("embedding", np.zeros((3, 0), int), 5, 0.5).shape == (3, 0, 5)
+
+
+# --- other random numbers ---
+
+
+def test_the_generator_of_a_place_is_the_windows_and_equal_on_all_ranks():
+    def drawn(*args, place="samples"):
+        return MaskStream(*args).generator(place).integers(0, 1 << 40, 20).tolist()
+
+    assert drawn(1, 2) == drawn(1, 2) == drawn(1, 2, 7)
+    different = [drawn(1, 2), drawn(1, 3), drawn(2, 2), drawn(1, 2, place="other")]
+    assert len({tuple(numbers) for numbers in different}) == 4
+
+
+def test_every_place_of_the_model_has_a_key_of_its_own():
+    """Keys are 32 bits of a checksum; two places with one key would drop the same units."""
+    keep = {name: 0.5 for name in ModelConfig.__dataclass_fields__ if name.endswith("_keep_prob")}
+    keys = {}
+
+    class Recorded(MaskStream):
+        def _philox(self, place, *args):
+            source = super()._philox(place, *args)
+            keys[place] = source.state["state"]["key"][1]
+            return source
+
+    config = ModelConfig(9, 4, 4, 10, softmax="sampled", num_samples=3, **keep)
+    LanguageModel(config)(np.ones((2, 2), int), np.ones((2, 2), int), masks=Recorded(0))
+    assert len(keys) == len(set(keys.values())) == 2 + 5 * 10 + 1
+
+
+def test_ids_are_checked_before_their_masks_are_drawn():
+    config = ModelConfig(9, 4, 4, 1, encoder_emb_keep_prob=0.5, encoder_emb_dropout="elements")
+    for ids in (np.full((2, 2), 9), np.full((2, 2), -1)):
+        with pytest.raises(InputError, match=r"ids must lie in \[0, 9\)"):
+            LanguageModel(config)(ids, np.ones((2, 2), int))

@@ -5,13 +5,17 @@ import json
 import numpy as np
 import pytest
 from mpi import run_ranks
+from one_rank import sums_over_ranks
 from tiny import train_tiny, write_text
 
-import train.evaluate
+import train.rows
 from autograd import evaluation_mode, no_backprop_mode
+from autograd.errors import InputError
 from minilstm import LanguageModel, ModelConfig, detach
 from train.communicator import SingleProcess
-from train.evaluate import evaluate
+from train.corpus import open_corpus
+from train.evaluate import evaluate, main
+from train.run_folder import load_trained
 
 EOS = 2
 
@@ -60,7 +64,7 @@ def test_batch_size_and_window_do_not_matter(model, tokens, batch_size, window):
 
 
 def test_without_the_warm_up_the_batch_size_would_matter(model, tokens, monkeypatch):
-    monkeypatch.setattr(train.evaluate, "WARM_UP", 0)
+    monkeypatch.setattr(train.rows, "WARM_UP", 0)
     cold = score(model, tokens, batch_size=40)["loss"]
     assert abs(cold / score(model, tokens, batch_size=1)["loss"] - 1) > 1e-5
 
@@ -74,6 +78,59 @@ def test_dropouts_are_off_and_nothing_is_recorded(tokens):
         loss, state = plain(tokens[:4, None], tokens[1:5, None])
     assert loss.creator is None
     assert detach(state)[0][0].shape == (1, 8)
+
+
+def windows_from_zero(model, tokens, window):
+    """The definition: the state is forgotten every `window` words, the word before is not."""
+    state, total, before = None, 0.0, EOS
+    for number, token in enumerate(tokens):
+        log_probs, state = model.next_log_probs(np.array([before]), state if number % window else None)
+        total -= float(log_probs[0, token])
+        before = token
+    return total / len(tokens)
+
+
+@pytest.mark.parametrize("window", [1, 7, 70, 500, 900])
+def test_the_zero_protocol_forgets_the_state_at_every_window(model, tokens, window):
+    tokens = tokens[:500]
+    result = score(model, tokens, protocol="zero", window=window)
+    assert result["scored_tokens"] == len(tokens)
+    assert result["loss"] == pytest.approx(windows_from_zero(model, tokens, window), rel=1e-6)
+    assert result["protocol"] == f"zero state every {window} tokens"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 900])
+def test_the_batch_size_does_not_matter_to_the_zero_protocol(model, tokens, batch_size):
+    tokens = tokens[:500]
+    result = score(model, tokens, protocol="zero", batch_size=batch_size)
+    assert result["scored_tokens"] == len(tokens)
+    assert result["loss"] == pytest.approx(score(model, tokens, protocol="zero")["loss"], rel=1e-6)
+
+
+def test_a_window_as_long_as_the_split_makes_both_protocols_one(model, tokens):
+    tokens = tokens[:500]
+    zero = score(model, tokens, protocol="zero", window=len(tokens))["loss"]
+    assert zero == pytest.approx(score(model, tokens, batch_size=1)["loss"], rel=1e-6)
+    assert abs(score(model, tokens, protocol="zero", window=5)["loss"] / zero - 1) > 1e-3
+
+
+@pytest.mark.parametrize("protocol", ["carried", "zero"])
+@pytest.mark.parametrize("ranks", [2, 3, 20])
+def test_the_ranks_share_the_tokens_each_of_them_scored_once(model, tokens, protocol, ranks):
+    tokens = tokens[:500]
+
+    def part(communicator):
+        evaluate(model, lambda a, b: tokens[a:b], 500, EOS, communicator, 10, 30, protocol=protocol)
+
+    total, count = sums_over_ranks(ranks, part)
+    assert count == len(tokens)
+    alone = score(model, tokens, window=30, protocol=protocol)
+    assert total / count == pytest.approx(alone["loss"], rel=1e-6)
+
+
+def test_an_unknown_protocol_is_refused(model, tokens):
+    with pytest.raises(InputError, match="protocol: expected carried or zero; got 'warm'"):
+        score(model, tokens, protocol="warm")
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +152,81 @@ def test_the_command_agrees_on_any_number_of_ranks(run, ranks):
     assert printed["loss"] == pytest.approx(written["loss"], rel=1e-6)
     assert printed["scored_tokens"] == written["scored_tokens"]
     assert printed["split"] == "test"
+    assert printed["tokens"] == printed["scored_tokens"]
+    assert printed["perplexity"] == pytest.approx(np.exp(printed["loss"]))
+    assert printed["protocol"] == "state carried through the split"
+    assert printed["seconds"] > 0
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_command_scores_by_the_zero_protocol(run, ranks):
+    env = {"MINILSTM_DATA": str(run.parent / "prepared")}
+    arguments = [str(run), "--json", "--split", "valid", "--protocol", "zero", "--window", "9"]
+    result = run_ranks(ranks, "train.evaluate", *arguments, "--batch-size", str(1 + ranks), env=env)
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    loaded, _, vocabulary, _ = load_trained(run)
+    with open_corpus(next((run.parent / "prepared").glob("*.h5"))) as corpus:
+        tokens = corpus.read("valid", 0, corpus.num_tokens("valid"))
+    expected = evaluate(
+        loaded,
+        lambda a, b: tokens[a:b],
+        len(tokens),
+        vocabulary.eos_id,
+        SingleProcess(),
+        window=9,
+        protocol="zero",
+    )
+    assert printed["protocol"] == "zero state every 9 tokens"
+    assert printed["tokens"] == len(tokens)
+    assert printed["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size: must be at least 1; got 0"),
+        (["--window", "-3"], "--window: must be at least 1; got -3"),
+        (["--protocol", "warm"], "argument --protocol: invalid choice: 'warm'"),
+        (["--pointer", "--dynamic"], "--pointer and --dynamic: cannot be combined"),
+        (["--pointer", "--protocol", "zero"], "--protocol zero: does not act with --pointer"),
+        (["--dynamic", "--protocol", "zero"], "--protocol zero: does not act with --dynamic"),
+        (["--pointer", "--window", "70"], "--window: does not act with --pointer"),
+        (["--dynamic", "--batch-size", "2"], "--batch-size: does not act with --dynamic"),
+        (["--pointer-theta", "1"], "--pointer-theta: acts with --pointer alone"),
+        (["--pointer", "--dynamic-decay", "0"], "--dynamic-decay: acts with --dynamic alone"),
+        (["--pointer", "--pointer-window", "0"], "pointer window: must be at least 1; got 0"),
+        (["--pointer", "--pointer-theta", "nan"], "pointer theta: must be a number ≥ 0; got nan"),
+        (["--pointer", "--pointer-lambda", "1"], "pointer lambda: must be within [0, 1); got 1.0"),
+        (["--dynamic", "--dynamic-rule", "adam"], "argument --dynamic-rule: invalid choice: 'adam'"),
+        (["--dynamic", "--dynamic-learning-rate", "-1"], "dynamic learning_rate: must be a number ≥ 0"),
+        (["--dynamic", "--dynamic-decay", "2"], "dynamic decay: must be within [0, 1]; got 2.0"),
+        (["--dynamic", "--dynamic-epsilon", "0"], "dynamic epsilon: must be a number > 0; got 0.0"),
+        (["--dynamic", "--dynamic-segment", "0"], "dynamic segment: must be at least 1; got 0"),
+        (["--dynamic", "--dynamic-statistics", "-1"], "--dynamic-statistics: must be at least 0; got -1"),
+        (["--dynamic", "--dynamic-tune", "0"], "--dynamic-tune: must be at least 1; got 0"),
+        (
+            ["--dynamic", "--dynamic-rule", "sgd", "--dynamic-epsilon", "1"],
+            "--dynamic-statistics, --dynamic-epsilon: belong to the rule rms",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_flags_that_make_no_sense_are_refused_before_anything_is_read(flags, message, capsys):
+    with pytest.raises(InputError) as error:
+        main(["no such run", *flags])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_wrong_flag_is_one_line_and_status_2():
+    result = run_ranks(1, "train.evaluate", "no such run", "--pointer", "--pointer-lambda", "3")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: pointer lambda: must be within [0, 1); got 3.0\n"
+
+
+def test_dynamic_evaluation_on_many_ranks_is_refused(run):
+    result = run_ranks(2, "train.evaluate", str(run), "--dynamic")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "error: --dynamic: reads one stream, each segment after the one before" in result.stderr

@@ -43,6 +43,8 @@ def test_later_layers_win(tmp_path):
         (["--set", "data=a=b"], "data", "a=b"),
         (["--set", "learning_rate=2e-3"], "learning_rate", 2e-3),
         (["--set", "window = 5", "--set", "window=6"], "window", 6),
+        (["--set", "schedule=step", "--set", "decay_epochs=[2, 12]"], "decay_epochs", (2, 12)),
+        (["--set", "random_start=true"], "random_start", True),
     ],
 )
 def test_each_flag_reaches_its_field(flags, key, value):
@@ -78,6 +80,12 @@ def test_the_preset_is_wt103_unless_named(tmp_path):
         (["--set", "window=many"], "--set: window must be a whole number of at least 1; got 'many'"),
         (["--set", "num_layers=2.5"], "--set: num_layers must be a whole number; got 2.5"),
         (["--set", "encoder_emb_keep_prob=1.5"], "encoder_emb_keep_prob"),
+        (["--set", "adaptive_bands=[3,"], "adaptive_bands must be a list of whole numbers; got '[3,'"),
+        (["--set", "adaptive_bands=[9, 3]"], "adaptive_bands must rise"),
+        (["--set", "carry_state=no"], "carry_state must be true or false; got 'no'"),
+        (["--set", "shuffle_windows=true"], "shuffle_windows needs carry_state=false"),
+        (["--set", "optimizer=nt_asgd", "--set", "momentum=0.9"], "momentum belongs to optimizer 'sgd'"),
+        (["--set", "l2_tied=1e-6", "--set", "tied_weights=false"], "set tied_weights=true or l2_tied=0"),
         (["--seed", "-1"], "command line: seed must be a whole number from 0"),
         (["--config", "absent.toml"], "absent.toml: cannot be read"),
         (["--resume"], "runs/wikitext-103-wt103/config.toml is not there; name the run by --run-dir"),

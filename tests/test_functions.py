@@ -17,10 +17,11 @@ import minilstm
 from autograd import Function, Parameter, Variable, backprop
 from autograd.functions.array import Split
 from autograd.gradient_check import backward_all, check_backward
+from minilstm.layer_norm_lstm import LayerNormLSTM
 from minilstm.lstm import LSTM
 
 SEVERAL_INPUTS = [case for case in CASES if len(case.float_inputs) > 1]
-SEVERAL_OUTPUTS = [case for case in CASES if case.kind in (Split, LSTM)]
+SEVERAL_OUTPUTS = [case for case in CASES if case.kind in (Split, LSTM, LayerNormLSTM)]
 
 
 def variables_of(case, dtype=np.float64):

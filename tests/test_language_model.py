@@ -25,8 +25,21 @@ def test_the_model_cards_size(vocab_size, expected):
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 4])
-def test_the_number_of_parameters_is_that_of_the_arrays(num_layers):
-    config = ModelConfig(V, E, H, num_layers)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layer_norm": True},
+        {"tied_weights": False},
+        {"tied_weights": False, "last_hidden_size": 9, "layer_norm": True},
+        {"softmax": "adaptive", "adaptive_bands": (2, 5, 9)},
+        {"softmax": "adaptive", "adaptive_bands": (2,), "tied_weights": False, "last_hidden_size": 9},
+        {"softmax": "sampled", "num_samples": 5, "adaptive_bands": (2,), "lstm_init": "glorot"},
+    ],
+    ids=str,
+)
+def test_the_number_of_parameters_is_that_of_the_arrays(num_layers, options):
+    config = ModelConfig(V, E, H, num_layers, **options)
     model = LanguageModel(config)
     sizes = [parameter.data.size for _, parameter in model.named_parameters()]
     assert config.num_parameters() == sum(sizes) == model.flat_parameters.size == model.flat_gradients.size
@@ -43,6 +56,17 @@ def test_parameters_stand_in_one_fixed_order():
         assert [(name, parameter.shape) for name, parameter in model.named_parameters()] == expected
     assert CONFIG.layer_sizes == [(E, H), (H, H), (H, E)]
     assert ModelConfig(V, E, H, 1).layer_sizes == [(E, E)]
+
+
+def test_so_do_those_of_the_options():
+    config = ModelConfig(
+        V, E, H, 2, layer_norm=True, tied_weights=False, softmax="adaptive", adaptive_bands=(5,)
+    )
+    cells = ("weight_ih", "weight_hh", "gate_gain", "gate_shift", "cell_gain", "cell_shift")
+    expected = [f"lstm.{index}.{name}" for index in range(2) for name in cells]
+    decoder = ["decoder.weight", "decoder.bias", "decoder.band_weight", "decoder.band_bias"]
+    names = [name for name, _ in LanguageModel(config).named_parameters()]
+    assert names == ["embedding.weight", *expected, *decoder]
 
 
 def test_parameters_and_gradients_are_views_into_flat_buffers_in_that_order():

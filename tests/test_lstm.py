@@ -1,18 +1,18 @@
 """The fused LSTM against the readable cell, against differences, and against torch.nn.LSTM."""
 
+import functools
 import itertools
 
 import numpy as np
 import pytest
+from lstm_examples import PATHS, SHAPES, take_path
 
-from autograd import DtypeError, Parameter, ShapeError, Variable, no_backprop_mode, parallel
+from autograd import DtypeError, Parameter, ShapeError, Variable, no_backprop_mode
 from autograd.gradient_check import backward_all, check_backward, numerical_grad
 from minilstm import lstm_kernels
 from minilstm.lstm import GATES, lstm
 from minilstm.lstm_cell import lstm_cell, unrolled_lstm
 
-# (T, B, I, H): sizes of one, an empty batch, several panels of 32 columns, more rows than panels are for.
-SHAPES = [(1, 1, 1, 1), (3, 2, 4, 5), (2, 0, 3, 4), (5, 1, 2, 3), (4, 3, 5, 1), (3, 4, 7, 33), (2, 25, 3, 20)]
 NAMES = ("x", "h0", "c0", "W_ih", "W_hh", "b")
 
 
@@ -42,21 +42,9 @@ def assert_close(ours, theirs, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
-def use_threads(monkeypatch, threads=3):
-    """Take the paths of large sizes, several threads and all, on tiny ones."""
-    monkeypatch.setattr(lstm_kernels, "MIN_PARALLEL_WORK", 0)
-    monkeypatch.setattr(lstm_kernels, "num_threads", lambda: threads)
-    monkeypatch.setattr("minilstm.lstm.num_threads", lambda: threads, raising=False)
-    monkeypatch.setattr(parallel, "MIN_PARALLEL_PRODUCT", 0)
-    monkeypatch.setattr(parallel, "num_threads", lambda: threads)
-
-
-@pytest.fixture(params=["plain", "split depth", "threads", "threads and split depth"])
+@pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
-    if "split" in request.param:
-        monkeypatch.setattr(lstm_kernels, "SMALL_PRODUCT", 32 * 33)
-    if "threads" in request.param:
-        use_threads(monkeypatch)
+    take_path(monkeypatch, request.param)
     return request.param
 
 
@@ -217,6 +205,77 @@ def test_weights_gradients_are_added_to_what_is_there(path):
     once = values_and_gradients(lstm, inputs, grads)[3:]
     for parameter, grad in zip(parameters, once, strict=True):
         np.testing.assert_allclose(parameter.grad, 2 * grad, rtol=1e-13, atol=1e-14)
+
+
+# --- recurrent dropout ---
+
+
+def candidate_mask(T, B, H, dtype=np.float64):
+    """Zeros and other factors; it need not be a dropout's."""
+    return np.random.default_rng(2).integers(0, 4, (T, B, H)).astype(dtype) * dtype(0.75)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-13)])
+def test_with_candidates_dropped_fused_equals_unrolled(shape, dtype, tolerance, path):
+    T, B, _, H = shape
+    inputs, grads, mask = arrays(*shape, dtype), output_grads(T, B, H, dtype), candidate_mask(T, B, H, dtype)
+    fused, unrolled = (
+        values_and_gradients(functools.partial(function, candidate_mask=mask), inputs, grads)
+        for function in (lstm, unrolled_lstm)
+    )
+    assert_close(fused, unrolled, tolerance)
+
+
+@pytest.mark.parametrize("function", [lstm, unrolled_lstm])
+def test_with_candidates_dropped_both_equal_differences(function, path):
+    mask = candidate_mask(3, 4, 5)
+    assert check_backward(functools.partial(function, candidate_mask=mask), arrays(3, 4, 2, 5)) <= 1e-7
+
+
+@pytest.mark.parametrize("function", [lstm, unrolled_lstm])
+def test_what_the_cell_holds_is_never_dropped(function):
+    """With every candidate dropped the cell only fades, by its forget gate."""
+    x, h0, c0, W_ih, W_hh, b = arrays(1, 2, 3, 4)
+    c = function(x, h0, c0, W_ih, W_hh, b, candidate_mask=np.zeros((1, 2, 4)))[2].data
+    forget = 1 / (1 + np.exp(-(x[0] @ W_ih.T + h0 @ W_hh.T + b)[:, 4:8]))
+    np.testing.assert_allclose(c, forget * c0, rtol=1e-13)
+
+
+def test_a_mask_of_ones_is_none_to_the_bit(path):
+    shape = T, B, _, H = (3, 4, 3, 5)
+    ones = functools.partial(lstm, candidate_mask=np.ones((T, B, H)))
+    both = [values_and_gradients(f, arrays(*shape), output_grads(T, B, H)) for f in (lstm, ones)]
+    assert [a.tobytes() for a in both[0]] == [a.tobytes() for a in both[1]]
+
+
+def test_a_mask_is_left_alone_and_the_pass_can_be_run_again():
+    mask = candidate_mask(3, 4, 5)
+    kept = mask.copy()
+    variables = [Variable(value) for value in arrays(3, 4, 3, 5)]
+    total = lstm(*variables, candidate_mask=mask)[0].sum()
+    passes = []
+    for retain_graph in (True, False):
+        for variable in variables:
+            variable.zero_grad()
+        total.backward(retain_graph=retain_graph)
+        passes.append([variable.grad.tobytes() for variable in variables])
+    assert passes[0] == passes[1]
+    np.testing.assert_array_equal(mask, kept)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (np.ones((2, 5)), ShapeError, "candidate_mask must be (T, B, H) = (3, 2, 5) because x is (3, 2, 4)"),
+        (np.ones((3, 2, 5), np.float32), DtypeError, "must be float64 because x is; got float32"),
+        (np.ones((3, 2, 5), bool), DtypeError, "candidate_mask must be float64 because x is; got bool"),
+    ],
+)  # fmt: skip
+def test_a_mask_that_does_not_fit_is_named(mask, error, message):
+    with pytest.raises(error) as raised:
+        lstm(*arrays(3, 2, 4, 5), candidate_mask=mask)
+    assert message in str(raised.value)
 
 
 # --- against PyTorch ---

@@ -91,6 +91,104 @@ def test_a_dropout_outside_its_range_is_refused(name, value):
     ModelConfig(V, **{name: 1e-3})
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("encoder_emb_dropout", "one of rows, elements"),
+        ("activation_dropout", "one of locked, per_step"),
+        ("lstm_init", "one of uniform, glorot"),
+        ("softmax", "one of full, sampled, adaptive"),
+    ],
+)
+@pytest.mark.parametrize("value", ["half", "", None, 1, ["full"]])
+def test_an_unknown_choice_is_refused(name, expected, value):
+    with pytest.raises(InputError) as raised:
+        ModelConfig(V, **{name: value})
+    assert str(raised.value) == f"model: {name} must be {expected}; got {value!r}"
+
+
+@pytest.mark.parametrize("name", ["activation_regularization", "temporal_activation_regularization"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "1", True])
+def test_a_negative_penalty_is_refused(name, value):
+    with pytest.raises(InputError) as raised:
+        ModelConfig(V, **{name: value})
+    assert str(raised.value) == f"model: {name} must be a finite number of at least 0; got {value!r}"
+
+
+@pytest.mark.parametrize("name", ["tied_weights", "layer_norm", "residual"])
+@pytest.mark.parametrize("value", [1, "true", None])
+def test_what_is_neither_true_nor_false_is_refused(name, value):
+    with pytest.raises(InputError) as raised:
+        ModelConfig(V, **{name: value})
+    assert str(raised.value) == f"model: {name} must be true or false; got {value!r}"
+
+
+SMALL = {"vocab_size": V, "embedding_size": E, "hidden_size": H, "num_layers": 3}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        (
+            {"last_hidden_size": H},
+            "model: tied_weights needs last_hidden_size = embedding_size = 4; got 6; make them equal, "
+            "or set tied_weights = false",
+        ),
+        ({"last_hidden_size": -1}, "model: last_hidden_size must be a whole number of at least 0; got -1"),
+        (
+            {"residual": True},
+            "model: residual needs embedding_size, hidden_size and last_hidden_size to be equal; got layers "
+            "of 4 → 6, 6 → 6, 6 → 4",
+        ),
+        (
+            {"residual": True, "embedding_size": H, "tied_weights": False, "last_hidden_size": 5},
+            "model: residual needs embedding_size, hidden_size and last_hidden_size to be equal; got layers "
+            "of 6 → 6, 6 → 6, 6 → 5",
+        ),
+        (
+            {"softmax": "sampled", "num_samples": V + 1},
+            "model: num_samples must be at most vocab_size = 13; got 14; draw fewer, or set softmax = 'full'",
+        ),
+        ({"num_samples": 0}, "model: num_samples must be a whole number of at least 1; got 0"),
+        (
+            {"softmax": "adaptive"},
+            "model: adaptive_bands must name the first word of at least one band with softmax = 'adaptive'; "
+            "got none",
+        ),
+        ({"adaptive_bands": (4, 4)}, "model: adaptive_bands must rise from one to the next; got [4, 4]"),
+        ({"adaptive_bands": [9, 4]}, "model: adaptive_bands must rise from one to the next; got [9, 4]"),
+        ({"adaptive_bands": (4, V)}, "model: adaptive_bands must begin below vocab_size = 13; got [4, 13]"),
+        ({"adaptive_bands": (0, 4)}, "model: adaptive_bands must be whole numbers of at least 1; got (0, 4)"),
+        ({"adaptive_bands": (2.5,)}, "model: adaptive_bands must be whole numbers of at least 1; got (2.5,)"),
+        ({"adaptive_bands": "abc"}, "model: adaptive_bands must be whole numbers of at least 1; got 'abc'"),
+    ],
+)
+def test_knobs_that_contradict_each_other_are_refused_in_one_line(knobs, message):
+    with pytest.raises(InputError) as raised:
+        ModelConfig(**{**SMALL, **knobs})
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"last_hidden_size": E},
+        {"last_hidden_size": H, "tied_weights": False},
+        {"residual": True, "embedding_size": H},
+        {"residual": True, "num_layers": 1},
+        {"softmax": "sampled", "num_samples": V},
+        {"num_samples": V + 1},
+        {"softmax": "adaptive", "adaptive_bands": [1, V - 1]},
+        {"adaptive_bands": (4,)},
+    ],
+    ids=str,
+)
+def test_knobs_that_go_together_are_taken(knobs):
+    config = ModelConfig(**{**SMALL, **knobs})
+    assert config.adaptive_bands == tuple(knobs.get("adaptive_bands", ()))
+    assert hash(config) == hash(ModelConfig(**{**SMALL, **knobs})), "a list would not be frozen"
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), None])
 def test_a_scale_that_is_none_is_refused(value):
     with pytest.raises(InputError, match="embedding_init_scale must be a finite number above 0; got"):

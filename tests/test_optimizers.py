@@ -1,12 +1,13 @@
 """Optimizers against their textbook formulas and against PyTorch; the same bits for any number of threads."""
 
+import contextlib
 import tracemalloc
 
 import numpy as np
 import pytest
 
 from autograd.errors import InputError
-from train.optimizers import PIECE, SGD, Adam, Optimizer, clip_factor, global_norm
+from train.optimizers import NTASGD, PIECE, SGD, Adam, Optimizer, add_scaled, clip_factor, global_norm
 
 SIZE = 2 * PIECE + 777  # two whole pieces and a part of one
 STEPS = 7
@@ -119,7 +120,7 @@ def test_the_number_of_threads_changes_no_bit(kind, options, size):
     assert len(set(results)) == 1
 
 
-@pytest.mark.parametrize(("kind", "options"), [(Adam, {}), (SGD, {}), (SGD, {"momentum": 0.9})])
+@pytest.mark.parametrize(("kind", "options"), [(Adam, {}), (SGD, {}), (SGD, {"momentum": 0.9}), (NTASGD, {})])
 def test_a_resumed_optimizer_goes_on_with_equal_bits(kind, options):
     parameters, gradients = example()
     undisturbed = run(kind(parameters.copy(), **options), gradients)
@@ -214,6 +215,7 @@ def test_a_clipped_update_is_torchs():
         (lambda: Adam(np.zeros(2, np.float32), epsilon=0.0), "epsilon"),
         (lambda: SGD(np.zeros(2, np.float32), momentum=1.0), "momentum"),
         (lambda: SGD(np.zeros(2, np.float32), weight_decay=-1.0), "weight_decay"),
+        (lambda: NTASGD(np.zeros(2, np.float32), nonmono=0), "nonmono"),
         (
             lambda: SGD(np.zeros(2, np.float32)).update(np.zeros(3, np.float32)),
             "gradients like the parameters",
@@ -227,3 +229,149 @@ def test_a_clipped_update_is_torchs():
 def test_what_does_not_fit_is_an_input_error(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+# NT-ASGD.
+
+
+def triggered(size=SIZE, **options):
+    """One that has just turned to averaging, after three updates."""
+    parameters, gradients = example(size=size)
+    optimizer = NTASGD(parameters, nonmono=1, **options)
+    run(optimizer, gradients[:3])
+    for loss in (5.0, 5.5, 5.6):
+        assert optimizer.trigger is None
+        optimizer.validated(loss)
+    assert optimizer.trigger == 3
+    return optimizer, gradients[3:]
+
+
+def test_averaging_is_the_mean_of_the_iterates_since_the_trigger_and_sgd_goes_on():
+    optimizer, gradients = triggered(weight_decay=0.3)
+    plain = SGD(optimizer.parameters.copy(), weight_decay=0.3)
+    assert optimizer.average is not None
+    assert (optimizer.average == optimizer.parameters).all()
+    iterates = []
+    for step, g in enumerate(gradients, start=3):
+        optimizer.update(g, rate(step), 0.5)
+        plain.update(g, rate(step), 0.5)
+        assert optimizer.parameters.tobytes() == plain.parameters.tobytes()
+        iterates.append(plain.parameters.astype(np.float64))
+        expected = np.mean(iterates, axis=0)
+        assert np.abs((optimizer.average - expected) / np.maximum(1, np.abs(expected))).max() < 1e-6
+
+
+def test_averaging_is_torchs():
+    """torch.optim.ASGD with t0 = 0 leaves out the first iterate, taking the second for the first."""
+    torch = pytest.importorskip("torch")
+    optimizer, gradients = triggered()
+    optimizer.update(gradients[0], rate(3))
+    optimizer.trigger = optimizer.t
+    theirs = torch.nn.Parameter(torch.tensor(optimizer.parameters))
+    peer = torch.optim.ASGD([theirs], lr=rate(4), t0=0, lambd=0.0)
+    peer.state[theirs] = {
+        "step": torch.tensor(1.0),
+        "eta": torch.tensor(rate(4)),
+        "mu": torch.tensor(1.0),
+        "ax": torch.zeros_like(theirs),
+    }
+    for step, g in enumerate(gradients[1:], start=4):
+        for group in peer.param_groups:
+            group["lr"] = rate(step)
+        peer.state[theirs]["eta"] = torch.tensor(rate(step))
+        theirs.grad = torch.tensor(g)
+        peer.step()
+        optimizer.update(g, rate(step))
+    expected = peer.state[theirs]["ax"].numpy()
+    assert np.abs((optimizer.average - expected) / np.maximum(1, np.abs(expected))).max() < 1e-6
+
+
+@pytest.mark.parametrize("nonmono", [1, 2, 5])
+def test_the_trigger_is_that_of_the_paper(nonmono):
+    """Against the condition as published, on many random walks of losses."""
+    generator = np.random.default_rng(nonmono)
+    when = set()
+    for _ in range(50):
+        losses = (np.cumsum(generator.standard_normal(30)) - np.arange(30) * 0.3).tolist()
+        expected = next(
+            (k for k in range(30) if k > nonmono and losses[k] > min(losses[: k - nonmono])), None
+        )
+        optimizer = NTASGD(np.zeros(1, np.float32), nonmono=nonmono)
+        got = None
+        for k, loss in enumerate(losses):
+            optimizer.validated(loss)
+            if got is None and optimizer.trigger is not None:
+                got = k
+        assert got == expected
+        when.add(got)
+    assert len(when) > 5
+    assert min(k for k in when if k is not None) == nonmono + 1
+
+
+def test_evaluation_sees_the_average_and_training_its_own_weights_again():
+    optimizer, gradients = triggered()
+    run(optimizer, gradients, first=3)
+    assert optimizer.average is not None
+    own, average = optimizer.parameters.copy(), optimizer.average.copy()
+    with optimizer.evaluation_weights():
+        assert optimizer.parameters.tobytes() == average.tobytes()
+    assert optimizer.parameters.tobytes() == own.tobytes()
+    assert optimizer.average.tobytes() == average.tobytes()
+    with contextlib.suppress(KeyError), optimizer.evaluation_weights():
+        raise KeyError
+    assert optimizer.parameters.tobytes() == own.tobytes()
+    for other in (NTASGD(own.copy()), SGD(own.copy()), Adam(own.copy())):
+        other.validated(1.0)
+        with other.evaluation_weights():
+            assert other.parameters.tobytes() == own.tobytes()
+
+
+@pytest.mark.parametrize("stop", [0, 2, 3, 5])
+def test_nt_asgd_resumes_to_equal_bits_before_and_after_the_trigger(stop):
+    losses = [5.0, 5.5, 4.9, 4.8, 4.95, 4.8, 4.7]  # the fifth is the trigger
+
+    def go(optimizer, first, last):
+        for step in range(first, last):
+            optimizer.update(gradients[step], rate(step))
+            optimizer.validated(losses[step])
+
+    parameters, gradients = example()
+    whole = NTASGD(parameters.copy(), nonmono=1)
+    go(whole, 0, 7)
+    assert whole.trigger == 5
+    first = NTASGD(parameters.copy(), nonmono=1)
+    go(first, 0, stop)
+    second = NTASGD(first.parameters.copy(), nonmono=1)
+    second.load_state({name: np.copy(value) for name, value in first.state().items()})
+    go(second, stop, 7)
+    for name, value in whole.state().items():
+        assert np.asarray(value).tobytes() == np.asarray(second.state()[name]).tobytes(), name
+    assert whole.parameters.tobytes() == second.parameters.tobytes()
+
+
+def test_a_state_that_is_not_nt_asgds_is_refused_and_nothing_is_loaded():
+    optimizer = NTASGD(np.zeros(4, np.float32))
+    with pytest.raises(InputError, match="expected losses, t, trigger; got b, t"):
+        optimizer.load_state(SGD(np.zeros(4, np.float32), momentum=0.9).state())
+    other, _ = triggered(size=5)
+    with pytest.raises(InputError, match=r"expected average of shape \(4,\), got \(5,\)"):
+        optimizer.load_state(other.state())
+    assert (optimizer.t, optimizer.trigger, optimizer.average) == (0, None, None)
+
+
+def test_averaging_gives_the_same_bits_on_any_number_of_threads():
+    results = []
+    for threads in (1, 2, 3):
+        optimizer, gradients = triggered(threads=threads)
+        run(optimizer, gradients, first=3)
+        results.append(optimizer.average.tobytes())
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE, SIZE])
+def test_add_scaled(size):
+    source, gradients = example(size=size)
+    for threads in (1, 3):
+        target = gradients[0].copy()
+        add_scaled(target, source, 0.25, threads)
+        assert (target == gradients[0] + np.float32(0.25) * source).all()

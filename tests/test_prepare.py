@@ -175,7 +175,7 @@ def test_prepare_never_overwrites_another_data_set_unasked(tmp_path):
     path = prepare(folder, data_dir=tmp_path)
     before = path.read_bytes()
     with pytest.raises(InputError, match="add --force or --out"):
-        prepare(folder, data_dir=tmp_path, min_count=3)
+        prepare(folder, path, min_count=2)
     write_wikitext(folder, train=b"other text now\n")
     with pytest.raises(InputError, match="add --force or --out"):
         prepare(folder, data_dir=tmp_path)
@@ -184,15 +184,42 @@ def test_prepare_never_overwrites_another_data_set_unasked(tmp_path):
     assert words_of(path, "train") == ["other", "text", "now", "<eos>"]
 
 
-def test_ensure_prepared_keeps_the_minimum_count_and_refuses_other_text(tmp_path):
+def test_ensure_prepared_refuses_other_text(tmp_path):
     folder = write_wikitext(tmp_path / "text")
-    path = prepare(folder, data_dir=tmp_path, min_count=2)
+    path = prepare(folder, data_dir=tmp_path)
     before = change(path)
     ensure_prepared(folder, tmp_path)
     assert change(path) == before
     write_wikitext(folder, train=b"x x y\n")
     with pytest.raises(InputError, match=r"made from other text.*; give --data .*text.h5 to use it as it is"):
         ensure_prepared(folder, tmp_path)
+    assert change(path) == before
+
+
+def test_vocabularies_of_one_text_lie_side_by_side(tmp_path):
+    folder = write_wikitext(tmp_path / "text")
+    own, twice = prepare(folder, data_dir=tmp_path), prepare(folder, data_dir=tmp_path, min_count=2)
+    assert (own.name, twice.name) == ("text.h5", "text-min2.h5")
+    assert prepare(folder, data_dir=tmp_path, min_count=1) == own  # its own minimum count, said aloud
+    assert ensure_prepared(folder, tmp_path) == ensure_prepared(folder, tmp_path, min_count=1) == own
+    assert ensure_prepared(folder, tmp_path, min_count=2) == twice
+    sizes = []
+    for path in (own, twice):
+        with open_corpus(path) as corpus:
+            sizes.append((corpus.recipe["min_count"], len(corpus.vocabulary)))
+    assert sizes == [(1, 10), (2, 5)]
+    assert ensure_prepared(folder, tmp_path / "new", min_count=2) == tmp_path / "new" / "text-min2.h5"
+
+
+def test_a_file_of_another_minimum_count_does_not_pass_for_the_one_that_is_asked_for(tmp_path):
+    folder = write_wikitext(tmp_path / "text")
+    path = prepare(folder, tmp_path / "text.h5", min_count=2)  # under the name of minimum count 1
+    before = change(path)
+    with pytest.raises(InputError, match=r"in another way; .*python -m train\.prepare .*text --force"):
+        ensure_prepared(folder, tmp_path)
+    assert ensure_prepared(path) == ensure_prepared(path, min_count=2) == path
+    with pytest.raises(InputError, match="prepared with minimum count 2, not 3; set min_count=0"):
+        ensure_prepared(path, min_count=3)
     assert change(path) == before
 
 
@@ -333,12 +360,12 @@ def test_the_command_says_what_came_out(tmp_path):
     result = run_command(folder, "--data-dir", tmp_path, "--min-count", "2")
     assert result.returncode == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert lines[0] == [str(tmp_path / "text.h5")]
+    assert lines[0] == [str(tmp_path / "text-min2.h5")]
     assert [line[:3] for line in lines[1:]] == [
         ["train", "16", "tokens,"],
         ["valid", "6", "tokens,"],
         ["test", "2", "tokens,"],
         ["vocabulary", "5", "words,"],
     ]
-    with h5py.File(tmp_path / "text.h5") as file:
+    with h5py.File(tmp_path / "text-min2.h5") as file:
         assert json.loads(file.attrs["recipe"])["min_count"] == 2

@@ -70,7 +70,7 @@ def test_inverse_sqrt():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("cosin", {}, "did you mean 'cosine'"),
+        ("cosin", {}, "the nearest known schedule is 'cosine'"),
         ("fixed", {"warmup_steps": -1}, "warmup_steps"),
         ("step", {}, "milestones"),
         ("step", {"decay_factor": 0.0, "decay_steps": 3}, "decay_factor"),

@@ -19,7 +19,7 @@ def test_a_text_file_is_split_by_lines(tmp_path, monkeypatch, num_lines, ending,
     source = tmp_path / "book.txt"
     source.write_text("\n".join(f"w{line}" for line in range(num_lines)) + ending)
     path = prepare(source, data_dir=tmp_path / "data", min_count=1)
-    assert path == tmp_path / "data" / "book.h5"
+    assert path == tmp_path / "data" / "book-min1.h5"
     tail = max(1, num_lines * 5 // 100)
     assert words_of(path, "train")[::2] == [f"w{line}" for line in range(num_lines - 2 * tail)]
     assert words_of(path, "train")[1::2] == ["<eos>"] * (num_lines - 2 * tail)
@@ -98,6 +98,23 @@ def test_a_folder_with_a_bad_split_is_refused(tmp_path, split, content, message)
     assert names(tmp_path) == ["text"]
 
 
+def test_a_folder_of_the_penn_treebank_is_known_by_its_names(tmp_path):
+    folder = tmp_path / "penn"
+    folder.mkdir()
+    for split, text in zip(SPLITS, (" a b N \n <unk> a \n", " b \n", " N c \n"), strict=True):
+        (folder / f"ptb.{split}.txt").write_text(text)
+    path = prepare(folder, data_dir=tmp_path)
+    assert words_of(path, "train") == ["a", "b", "N", "<eos>", "<unk>", "a", "<eos>"]
+    assert words_of(path, "test") == ["N", "<unk>", "<eos>"]
+    with open_corpus(path) as corpus:
+        assert corpus.recipe == {"form": "ptb", "split": "as given", "min_count": 1} | {
+            "tokens": corpus.recipe["tokens"]
+        }
+    (folder / "ptb.test.txt").unlink()
+    with pytest.raises(InputError, match=r"ptb\.\{train,valid,test\}\.txt, lacks ptb.test.txt"):
+        find_source(folder, tmp_path)
+
+
 def test_bytes_that_are_no_text_late_in_a_split_leave_nothing(tmp_path):
     folder = write_wikitext(tmp_path / "text", test=b"fine words\n" * 300_000 + b"\xff\n")
     with pytest.raises(
@@ -115,7 +132,7 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path):
         ({"source": folder, "min_count": 0}, "min_count: expected at least 1, got 0"),
         ({"source": folder, "out": tmp_path}, "got a folder"),
         ({"source": text, "out": text, "force": True}, "is the source itself"),
-        ({"source": "wikitext2"}, "did you mean wikitext-2"),
+        ({"source": "wikitext2"}, "the nearest known name is 'wikitext-2'"),
     ):
         with pytest.raises(InputError, match=message):
             prepare(**arguments, data_dir=tmp_path / "data")

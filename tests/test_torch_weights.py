@@ -17,8 +17,9 @@ def torch_model(torch, model):
             config = model.config
             self.encoder = torch.nn.Embedding(config.vocab_size, config.embedding_size)
             self.rnns = torch.nn.ModuleList(torch.nn.LSTM(i, units) for i, units in config.layer_sizes)
-            self.decoder = torch.nn.Linear(config.embedding_size, config.vocab_size)
-            self.decoder.weight = self.encoder.weight
+            self.decoder = torch.nn.Linear(config.output_size, config.vocab_size)
+            if config.tied_weights:
+                self.decoder.weight = self.encoder.weight
 
         def forward(self, inputs, targets, state):
             x, new_state = self.encoder(inputs), []
@@ -35,7 +36,14 @@ def torch_model(torch, model):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-10)])
 @pytest.mark.parametrize(
-    "sizes", [{}, {"num_layers": 1}, {"num_layers": 2, "embedding_size": 40, "hidden_size": 33}]
+    "sizes",
+    [
+        {},
+        {"num_layers": 1},
+        {"num_layers": 2, "embedding_size": 40, "hidden_size": 33},
+        {"tied_weights": False},
+        {"tied_weights": False, "last_hidden_size": 9},
+    ],
 )
 def test_equal_to_torch(dtype, tolerance, sizes):
     torch = pytest.importorskip("torch")
@@ -56,7 +64,9 @@ def test_equal_to_torch(dtype, tolerance, sizes):
     grads = [peer.encoder.weight.grad]
     for rnn in peer.rnns:
         grads += [rnn.weight_ih_l0.grad, rnn.weight_hh_l0.grad, rnn.bias_ih_l0.grad]
-    grads += [peer.decoder.bias.grad]
+    grads += (
+        [peer.decoder.bias.grad] if model.config.tied_weights else [p.grad for p in peer.decoder.parameters()]
+    )
     for (name, parameter), grad in zip(model.named_parameters(), grads, strict=True):
         np.testing.assert_allclose(parameter.grad, grad.numpy(), rtol=0, atol=tolerance, err_msg=name)
 
@@ -76,20 +86,46 @@ def test_weights_come_back_from_torch():
     assert returned(inputs, targets)[0].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_weights_go_to_torchs_names_and_back():
-    model, other = example(), LanguageModel(CONFIG, seed=5, dtype=np.float64)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tied_weights": False},
+        {"tied_weights": False, "last_hidden_size": 9},
+        {"softmax": "adaptive", "adaptive_bands": (3, 7)},
+        {"softmax": "adaptive", "adaptive_bands": (3,), "tied_weights": False},
+    ],
+    ids=str,
+)
+def test_weights_go_to_torchs_names_and_back(options):
+    model = example(**options)
+    other = LanguageModel(model.config, seed=5, dtype=np.float64)
     tensors = to_torch_state_dict(model)
-    assert tensors["rnns.2.weight_ih_l0"].shape == (4 * E, H)
-    assert tensors["encoder.weight"] is tensors["decoder.weight"]
+    assert tensors["rnns.2.weight_ih_l0"].shape == (4 * model.config.output_size, H)
+    assert (tensors["encoder.weight"] is tensors["decoder.weight"]) == model.config.tied_weights
     memory = other.flat_parameters
     from_torch_state_dict(other, tensors)
     assert other.flat_parameters is memory
     assert memory.tobytes() == model.flat_parameters.tobytes()
 
 
+def test_layer_normalised_cells_have_no_names_there():
+    model = example(layer_norm=True)
+    with pytest.raises(InputError, match="torch.nn.LSTM has no layer normalisation"):
+        to_torch_state_dict(model)
+    with pytest.raises(InputError, match="torch.nn.LSTM has no layer normalisation"):
+        from_torch_state_dict(model, {})
+
+
 @pytest.mark.parametrize(
     ("name", "value", "error", "message"),
     [
+        (
+            "decoder.weight",
+            np.zeros((V, E)),
+            InputError,
+            "decoder.weight must equal encoder.weight, which the",
+        ),
         ("rnns.1.bias_hh_l0", None, InputError, "rnns.1.bias_hh_l0 is missing; got decoder.bias, "),
         ("decoder.bias", np.zeros(V + 1), ShapeError, f"decoder.bias must be ({V},); got ({V + 1},)"),
     ],

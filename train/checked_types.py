@@ -25,10 +25,23 @@ AboveZero = Annotated[float, Rule("a number above 0", lambda x: x > 0)]
 AtLeastZero = Annotated[float, Rule("a number of at least 0", lambda x: x >= 0)]
 Fraction = Annotated[float, Rule("a number in [0, 1)", lambda x: 0 <= x < 1)]
 NonEmpty = Annotated[str, Rule("a text in UTF-8, not empty", lambda text: text.strip() != "")]
+RisingCounts = Annotated[
+    tuple[int, ...],
+    Rule(
+        "a list of rising whole numbers of at least 1",
+        lambda ns: all(a < b for a, b in zip((0, *ns), ns, strict=False)),
+    ),
+]
 
 Sections = dict[str, dict[str, Any]]  # {"model": {key: value, …}, "train": {…}}
 
-_PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text in UTF-8"}
+_PLAIN = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text in UTF-8",
+    tuple[int, ...]: "a list of whole numbers",
+}
 
 
 def choices_of(kind: Any) -> tuple[str, ...] | None:
@@ -37,16 +50,17 @@ def choices_of(kind: Any) -> tuple[str, ...] | None:
 
 
 def plain_type(kind: Any) -> Any:
-    """int, float, bool or str: the type without its rule; str for a Literal of texts."""
+    """int, float, bool, str or tuple[int, ...]: the type without its rule; str for a Literal of texts."""
     if choices_of(kind):
         return str
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def checked(name: str, value: Any, kind: Any) -> Any:
-    """`value` as a `kind`: int, float, bool, str, one of those Annotated with a Rule, or a Literal of texts.
+    """`value` as a `kind`: one of the plain types, one of those Annotated with a Rule, or a Literal of texts.
 
-    A whole number is taken for a float; nothing else is converted, so that "1" or true never passes for 1.
+    A whole number is taken for a float and a list of whole numbers for a tuple of them; nothing else is
+    converted, so that "1" or true never passes for 1.
 
     Raises:
         InputError: another type, out of range, not finite; the message starts with `name`.
@@ -56,20 +70,27 @@ def checked(name: str, value: Any, kind: Any) -> Any:
         if not (isinstance(value, str) and value in choices):
             raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
         return value
-    rules = get_args(kind)[1:]
-    value = _widened(value) if plain is float else value
-    good = type(value) is plain and _is_sane(value) and all(rule.accepts(value) for rule in rules)
-    if not good:
+    rules = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
+    converted = _converted(value, plain)
+    if not (_is_a(converted, plain) and all(rule.accepts(converted) for rule in rules)):
         expected = rules[0].expected if rules else _PLAIN[plain]
         raise InputError(f"{name} must be {expected}; got {value!r}")
-    return value
+    return converted
 
 
-def _widened(value: Any) -> Any:
-    try:
-        return float(value) if type(value) is int else value
-    except OverflowError:
-        return value
+def _converted(value: Any, plain: Any) -> Any:
+    if plain is float and type(value) is int:
+        try:
+            return float(value)
+        except OverflowError:
+            return value
+    return tuple(value) if plain == tuple[int, ...] and isinstance(value, list) else value
+
+
+def _is_a(value: Any, plain: Any) -> bool:
+    if plain == tuple[int, ...]:
+        return type(value) is tuple and all(type(item) is int for item in value)
+    return type(value) is plain and _is_sane(value)
 
 
 def _is_sane(value: bool | int | float | str) -> bool:

@@ -8,7 +8,6 @@ can name the place. `train/flags.py` stacks the layers that a command line asks 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import sys
 from collections.abc import Iterable
@@ -25,10 +24,12 @@ from train.checked_types import (
     CountOrOff,
     Fraction,
     NonEmpty,
+    RisingCounts,
     Sections,
     Seed,
     checked,
 )
+from train.nearest import nearest
 
 if TYPE_CHECKING:
     from minilstm.config import ModelConfig
@@ -57,42 +58,85 @@ class TrainConfig:
     data: NonEmpty = "python-docs"  # name of a prepared dataset, or a path to text or to a tokens.h5
     preset: NonEmpty = DEFAULT_PRESET  # what the run started from; for the record
 
-    batch_size: Count = 20  # rows of the batch, over all ranks
+    min_count: CountOrOff = 0  # words seen less often in the training split are <unk>; 0: the data's own
+    batch_size: Count = 20  # rows of the batch of one update, over all ranks
+    accumulate: Count = 1  # groups of rows that an update goes through one after the other: less memory
     window: Count = 35  # T: time steps that the gradient goes back through
+    carry_state: bool = True  # each window starts from the state that the one before left; false: from zero
+    random_start: bool = False  # each epoch starts at a step drawn from [0, T - 1]
+    shuffle_windows: bool = False  # each epoch's windows in random order; needs carry_state = false
+    variable_window: bool = False  # lengths drawn about T, learning rate · length / T; needs carry_state
     epochs: Count = 1  # passes over the training split
     max_steps: CountOrOff = 0  # updates after which the run ends; 0: the epochs decide
     max_tokens: CountOrOff = 0  # training tokens after which the run ends; 0: the epochs decide
 
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "sgd", "nt_asgd"] = "adam"
     learning_rate: AboveZero = 1e-3  # peak, after the warm-up
     beta1: Fraction = 0.9  # Adam: decay of the mean of the gradients
     beta2: Fraction = 0.999  # Adam: decay of the mean of their squares
     epsilon: AboveZero = 1e-8  # Adam: keeps the denominator off 0
     momentum: Fraction = 0.0  # SGD: heavy-ball momentum
+    nonmono: Count = 5  # NT-ASGD: averages once a validation is worse than the best before the last n
     weight_decay: AtLeastZero = 0.0  # decoupled: W ← W − learning rate · weight_decay · W
+    l2_tied: AtLeastZero = 0.0  # ½ · this · ‖W‖² of the tied matrix is minimised too; not in the printed loss
     clip_norm: AtLeastZero = 0.25  # ceiling of the gradient's global norm; 0: no clipping
 
     schedule: Literal["fixed", "step", "exponential", "cosine", "inverse_sqrt"] = "fixed"
     warmup_steps: CountOrOff = 0  # updates of linear warm-up from 0 to learning_rate
     decay_steps: CountOrOff = 0  # step, exponential: updates per decay; cosine: to its end; 0: the whole run
-    decay_factor: AboveZero = 0.5  # step, exponential: learning rate × this every decay_steps
+    decay_epochs: RisingCounts = ()  # step: decays after these epochs instead, [12] say
+    decay_factor: AboveZero = 0.5  # step, exponential: learning rate × this at each decay
     final_learning_rate: AtLeastZero = 0.0  # cosine: where it ends
 
     evaluate_every: CountOrOff = 0  # updates between validations; 0: after every epoch
+    evaluation_protocol: Literal["carried", "zero"] = "carried"  # zero: the state is 0 at every window
     evaluation_batch_size: Count = 10  # rows scored at a time, over all ranks: for speed only
-    evaluation_window: Count = 70  # time steps scored at a time
+    evaluation_window: Count = 70  # time steps scored at a time: for speed only, but for protocol zero
     log_every: Count = 10  # updates per row of metrics.jsonl and refresh of the display
     save_every: CountOrOff = 0  # updates between checkpoints; 0: whenever the run validates
 
-    seed: Seed = 0  # of the initial weights and of every dropout mask
+    seed: Seed = 0  # of the initial weights, of every dropout mask and of every window
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["float32", "mixed"] = "float32"
 
     def __post_init__(self) -> None:
         for name, kind in field_kinds(TrainConfig).items():
             object.__setattr__(self, name, checked(f"train: {name}", getattr(self, name), kind))
-        if self.schedule == "step" and self.decay_steps == 0:
-            raise InputError("train: decay_steps must be at least 1 with schedule 'step'; got 0")
+        for contradiction, what_to_do in self._contradictions():
+            if contradiction:
+                raise InputError(f"train: {what_to_do}")
+
+    def _contradictions(self) -> list[tuple[bool, str]]:
+        """(does it stand here, what it is and what to do) for everything that cannot be meant together."""
+        stepwise, milestones = self.schedule == "step", bool(self.decay_epochs)
+        return [
+            (
+                stepwise and not self.decay_steps and not milestones,
+                "decay_steps must be at least 1 with schedule 'step', or decay_epochs given; got 0",
+            ),
+            (
+                milestones and not stepwise,
+                f"decay_epochs belong to schedule 'step', not {self.schedule!r}; --set decay_epochs=[]",
+            ),
+            (
+                milestones and self.decay_steps > 0,
+                "decay_steps and decay_epochs both say when to decay; set decay_steps=0 or decay_epochs=[]",
+            ),
+            (
+                self.shuffle_windows and self.carry_state,
+                "shuffle_windows needs carry_state=false: a state cannot be carried to a window that does "
+                "not follow; set one of the two to false",
+            ),
+            (
+                self.variable_window and not self.carry_state,
+                "variable_window needs carry_state=true: it varies where a carried state's gradient is cut; "
+                "set one of the two otherwise, or random_start=true for cuts that vary without a state",
+            ),
+            (
+                self.momentum > 0 and self.optimizer != "sgd",
+                f"momentum belongs to optimizer 'sgd', not {self.optimizer!r}; set momentum=0",
+            ),
+        ]
 
 
 @dataclass(frozen=True)
@@ -118,6 +162,11 @@ class RunConfig:
         model = dataclasses.asdict(config_class(**{"vocab_size": MAX_VOCAB_SIZE, **knobs}))
         if "vocab_size" not in self.model:
             del model["vocab_size"]
+        if self.train.l2_tied and not model.get("tied_weights", True):
+            raise InputError(
+                "l2_tied is of the matrix that embedding and decoder share; "
+                "set tied_weights=true or l2_tied=0"
+            )
         object.__setattr__(self, "model", model)
 
     def model_config(self, vocab_size: int | None = None) -> ModelConfig:
@@ -142,7 +191,8 @@ class RunConfig:
 
     def to_dict(self) -> Sections:
         """{"model": {…}, "train": {…}}: plain values for JSON and TOML; `from_dict` is its inverse."""
-        return {"model": dict(self.model), "train": dataclasses.asdict(self.train)}
+        sections = {"model": self.model, "train": vars(self.train)}
+        return {name: {key: _plain(value) for key, value in part.items()} for name, part in sections.items()}
 
     @staticmethod
     def from_dict(sections: Sections, where: str = "configuration") -> RunConfig:
@@ -187,7 +237,7 @@ def preset_names() -> list[str]:
 def load_preset(name: str) -> Sections:
     """The sections of a preset; InputError for an unknown name, with the nearest known one."""
     if name not in preset_names():
-        raise InputError(f"unknown preset {name!r}; {_nearest('preset', name, preset_names())}")
+        raise InputError(f"unknown preset {name!r}; {nearest('preset', name, preset_names())}")
     return read_config_file(PRESETS / f"{name}.toml")
 
 
@@ -210,7 +260,7 @@ def sections_of(values: Iterable[tuple[str, Any]], where: str) -> Sections:
         section = next((name for name in sections if key in _section_kinds(name)), None)
         if section is None:
             known = [*_section_kinds("model"), *_section_kinds("train")]
-            raise InputError(f"{where}: unknown key {key!r}; {_nearest('key', key, known)}")
+            raise InputError(f"{where}: unknown key {key!r}; {nearest('key', key, known)}")
         sections[section][key] = value
     return checked_sections(sections, where)
 
@@ -228,7 +278,7 @@ def _checked_section(section: str, values: dict[str, Any], where: str) -> dict[s
     kinds = _section_kinds(section)
     for key in values:
         if key not in kinds:
-            raise InputError(f"{where}: unknown key {key!r} in [{section}]; {_nearest('key', key, kinds)}")
+            raise InputError(f"{where}: unknown key {key!r} in [{section}]; {nearest('key', key, kinds)}")
     return {key: checked(f"{where}: {key}", value, kinds[key]) for key, value in values.items()}
 
 
@@ -250,11 +300,11 @@ def _model_config_class() -> type[ModelConfig]:
     return ModelConfig
 
 
-def _nearest(what: str, name: str, known: Iterable[str]) -> str:
-    return f"the nearest known {what} is {difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]!r}"
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
-def _toml_value(value: bool | int | float | str) -> str:
+def _toml_value(value: bool | int | float | str | list[int]) -> str:
     if isinstance(value, str):
         # TOML's texts are JSON's, but for DEL, which TOML wants escaped.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -6,24 +6,33 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autograd import evaluation_mode, no_backprop_mode
 from autograd.errors import InputError
 from autograd.functions.loss import IGNORE
-from minilstm import LanguageModel, detach
+from minilstm import LanguageModel
+from minilstm.language_model import State
 from train.batches import Read
 from train.communicator import Communicator, get_communicator
 from train.log import progress
 from train.parser import Parser
+from train.rows import Row, rows_of_rank, share, walk
 
-PROTOCOL = "state carried through the split"
-"""Exact with one row. Several rows start from the state that the last words before them leave."""
-WARM_UP = 1024
-"""Tokens that each row reads before its own part, unscored: its state is then the one long stream's."""
+if TYPE_CHECKING:
+    from train.corpus import Corpus
+
+PROTOCOLS = {
+    "carried": "state carried through the split",
+    "zero": "zero state every {window} tokens",
+}
+"""How each protocol is named beside a result. Carried: exact with one row; several rows start from the state
+that the last words before them leave. Zero: windows know nothing of each other, so any number is exact."""
+PROTOCOL = PROTOCOLS["carried"]
 
 
 def evaluate(
@@ -35,142 +44,211 @@ def evaluate(
     batch_size: int = 10,
     window: int = 70,
     description: str | None = None,
+    protocol: str = "carried",
 ) -> dict[str, Any]:
     """Perplexity of a split: exp(sum of negative log-likelihoods / number of tokens).
 
-    The split is one stream, the first word of which is predicted after `<eos>`. It is cut into batch_size
-    rows that are read side by side; the rows warm up on the text before them, so the result does not depend
-    on their number, nor on that of the ranks, which share the rows.
+    The split is one stream, the first word of which is predicted after `<eos>`. Neither the number of rows
+    that are read side by side nor that of the ranks, which share them, changes the result.
 
     Args:
         model: weights equal on every rank.
         read, num_tokens: the split's token ids and how many there are.
         eos_id: id of `<eos>`.
         batch_size: rows, over all ranks.
-        window: steps at a time; for memory and speed alone.
+        window: steps at a time: for memory and speed alone where the state is carried, what the protocol
+            is about where it is zero.
         description: shown with a progress bar on the root; None: silent.
+        protocol: "carried": the state goes through the whole split. The split is cut into batch_size rows,
+            which warm up on the text before them. "zero": the state is zero every `window` tokens, and the
+            word before them is all that the model then knows.
 
     Returns:
         loss (nats per token), perplexity, scored_tokens, protocol, seconds: the same on every rank.
+
+    Raises:
+        InputError: another protocol's name.
     """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol: expected {' or '.join(PROTOCOLS)}; got {protocol!r}")
     began = time.perf_counter()
-    batch_size = min(batch_size, num_tokens)
-    bounds = [row * num_tokens // batch_size for row in range(batch_size + 1)]
-    own = range(
-        *(rank * batch_size // communicator.size for rank in (communicator.rank, communicator.rank + 1))
-    )
-    rows = [_Row(read, bounds[row], bounds[row + 1], eos_id) for row in own]
-    total, count = _score(model, rows, window, description if communicator.is_root else None)
+    description = description if communicator.is_root else None
+    if protocol == "carried":
+        rows = rows_of_rank(read, num_tokens, eos_id, batch_size, communicator)
+        total, count = _score_rows(model, rows, window, description)
+    else:
+        windows = share(-(-num_tokens // window), communicator)
+        own = range(windows.start * window, min(windows.stop * window, num_tokens))
+        total, count = _score_windows(model, read, own, eos_id, batch_size, window, description)
     total, count = communicator.allreduce_sum([total, count])
-    loss = float(total / count)
     return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
+        **loss_and_perplexity(float(total / count)),
         "scored_tokens": int(count),
-        "protocol": PROTOCOL,
+        "protocol": PROTOCOLS[protocol].format(window=window),
         "seconds": time.perf_counter() - began,
     }
 
 
-class _Row:
-    """One piece of the stream with the text that warms it up: inputs, and targets or -1, for every step."""
-
-    def __init__(self, read: Read, start: int, stop: int, eos_id: int) -> None:
-        self.warm_up = min(WARM_UP, start)
-        first = start - self.warm_up
-        tokens = read(first, stop)
-        before = read(first - 1, first) if first else np.array([eos_id], tokens.dtype)
-        self.inputs = np.concatenate([before, tokens[:-1]])
-        self.targets = tokens.copy()
-        self.targets[: self.warm_up] = IGNORE
-
-    def padded(self, length: int, warm_up: int) -> tuple[np.ndarray, np.ndarray]:
-        """(inputs, targets) that start their own part at step `warm_up` and end at `length`."""
-        before = warm_up - self.warm_up
-        after = length - before - len(self.inputs)
-        inputs = np.pad(self.inputs, (before, after), mode="edge")
-        return inputs, np.pad(self.targets, (before, after), constant_values=IGNORE)
+def loss_and_perplexity(loss: float) -> dict[str, float]:
+    """The two figures of every result; a loss beyond all sense does not overflow."""
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
 
-def _score(model: LanguageModel, rows: list[_Row], window: int, description: str | None) -> tuple[float, int]:
-    """Sum of negative log-likelihoods and number of the targets of these rows."""
-    if not rows:
-        return 0.0, 0
-    warm_up = max(row.warm_up for row in rows)
-    length = max(warm_up - row.warm_up + len(row.inputs) for row in rows)
-    pairs = [row.padded(length, warm_up) for row in rows]
-    inputs, targets = (np.stack(arrays, axis=1) for arrays in zip(*pairs, strict=True))
-    begins = np.array([warm_up - row.warm_up for row in rows])  # where each row's text starts
+def _score_rows(
+    model: LanguageModel, rows: list[Row], window: int, description: str | None
+) -> tuple[float, int]:
+    """Sum of negative log-likelihoods and number of the words that these rows are to score."""
+    total, count = 0.0, 0
 
-    total, count, state = 0.0, 0, model.initial_state(len(rows))
-    bar = progress(length, description or "", "steps", enabled=description is not None, leave=False)
-    with no_backprop_mode(), evaluation_mode(), bar:
-        for start, stop in _cuts(length, window, set(begins.tolist())):
-            for h, c in state:
-                h[begins == start] = 0  # what came before was padding
-                c[begins == start] = 0
-            scored = int((targets[start:stop] != IGNORE).sum())
-            if scored:
-                loss, new_state = model(inputs[start:stop], targets[start:stop], state)
-                total += loss.item() * scored
-            else:
-                _, new_state = model.encode(inputs[start:stop], state)
-            state, count = detach(new_state), count + scored
-            bar.update(stop - start)
+    def step(inputs: np.ndarray, words: np.ndarray, scored: np.ndarray, state: State) -> State:
+        nonlocal total, count
+        number = int(scored.sum())
+        if not number:
+            return model.encode(inputs, state)[1]
+        loss, state = model(inputs, np.where(scored, words, IGNORE), state)
+        total, count = total + loss.item() * number, count + number
+        return state
+
+    walk(model, rows, window, step, description)
     return total, count
 
 
-def _cuts(length: int, window: int, begins: set[int]) -> list[tuple[int, int]]:
-    """Windows that cover range(length), cut also where a row begins."""
-    bounds = sorted({*range(0, length, window), *begins, length})
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+def _score_windows(
+    model: LanguageModel,
+    read: Read,
+    tokens: range,
+    eos_id: int,
+    batch_size: int,
+    window: int,
+    description: str | None,
+) -> tuple[float, int]:
+    """The same of these tokens of the split, `window` of them a row, each row from a zero state."""
+    total = 0.0
+    bar = progress(len(tokens), description or "", "tokens", enabled=description is not None, leave=False)
+    with no_backprop_mode(), evaluation_mode(), bar:
+        for first in range(tokens.start, tokens.stop, batch_size * window):
+            words = read(first, min(first + batch_size * window, tokens.stop))
+            before = read(first - 1, first) if first else np.array([eos_id], words.dtype)
+            inputs = np.concatenate([before, words[:-1]])
+            whole = len(words) // window * window
+            for part in (slice(0, whole), slice(whole, len(words))):  # the split's last window may be shorter
+                if len(words[part]):
+                    steps = min(window, len(words[part]))
+                    loss, _ = model(_columns(inputs[part], steps), _columns(words[part], steps))
+                    total += loss.item() * len(words[part])
+            bar.update(len(words))
+    return total, len(tokens)
+
+
+def _columns(ids: np.ndarray, steps: int) -> np.ndarray:
+    """(T, B): each `steps` ids in a row's column."""
+    return np.ascontiguousarray(ids.reshape(-1, steps).T)
+
+
+Score = Callable[[LanguageModel, "Corpus", Communicator], dict[str, Any]]
+"""What a command line asks for: scores a model on a split of the corpus."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; prints the perplexity."""
-    from train.corpus import SPLITS, open_corpus
+    from train.corpus import open_corpus
     from train.prepare import ensure_prepared
-    from train.run_folder import BEST, LATEST, load_trained
+    from train.run_folder import load_trained
+
+    args = _parser().parse_args(argv)
+    communicator = get_communicator()
+    score = _scorer(args, communicator)  # what is wrong with the flags is told before anything is read
+    model, config, vocabulary, facts = load_trained(args.run, args.checkpoint)
+    data, min_count = args.data or config.train.data, config.train.min_count or None
+    with open_corpus(ensure_prepared(data, None, communicator, min_count=min_count)) as corpus:
+        if corpus.fingerprint != vocabulary.fingerprint():
+            raise InputError(
+                f"{corpus.path}: has another vocabulary than the run ({len(corpus.vocabulary)} words, "
+                f"{len(vocabulary)} there); prepare it from the text that the run was trained on"
+            )
+        result = score(model, corpus, communicator)
+    if communicator.is_root:
+        _print(args, facts["position"]["step"], result)
+    return 0
+
+
+def _parser() -> Parser:
+    from train import cache_pointer, dynamic_evaluation
+    from train.corpus import SPLITS
+    from train.run_folder import BEST, LATEST
 
     parser = Parser(prog="python -m train.evaluate", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run")
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
     parser.add_argument("--checkpoint", choices=(BEST, LATEST), default=BEST, help="default: best")
     parser.add_argument("--data", metavar="NAME", help="default: the data that the run was trained on")
-    parser.add_argument("--batch-size", type=int, default=10, metavar="N", help="rows scored at a time")
-    parser.add_argument("--window", type=int, default=70, metavar="T", help="steps scored at a time")
+    parser.add_argument(
+        "--protocol",
+        choices=tuple(PROTOCOLS),
+        default="carried",
+        help="the state goes through the split (default), or is zero every --window tokens",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="rows scored at a time; default 10, with --pointer 1"
+    )
+    parser.add_argument("--window", type=int, metavar="T", help="steps scored at a time; default 70")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    args = parser.parse_args(argv)
-    for name in ("batch_size", "window"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')}: must be at least 1; got {getattr(args, name)}")
+    cache_pointer.add_flags(parser)
+    dynamic_evaluation.add_flags(parser)
+    return parser
 
-    communicator = get_communicator()
-    model, config, vocabulary, facts = load_trained(args.run, args.checkpoint)
-    with open_corpus(ensure_prepared(args.data or config.train.data, None, communicator)) as corpus:
-        if corpus.fingerprint != vocabulary.fingerprint():
-            raise InputError(
-                f"{corpus.path}: has another vocabulary than the run ({len(corpus.vocabulary)} words, "
-                f"{len(vocabulary)} there); prepare it from the text that the run was trained on"
-            )
-        result = evaluate(
-            model,
-            lambda start, stop: corpus.read(args.split, start, stop),
-            corpus.num_tokens(args.split),
-            vocabulary.eos_id,
-            communicator,
-            args.batch_size,
-            args.window,
-            f"scoring {args.split}",
-        )
-    if communicator.is_root:
-        _print(args, facts["position"]["step"], result)
-    return 0
+
+def _scorer(args: argparse.Namespace, communicator: Communicator) -> Score:
+    """What the flags ask for; an InputError where they contradict each other."""
+    from train import cache_pointer, dynamic_evaluation
+
+    if args.pointer and args.dynamic:
+        raise InputError("--pointer and --dynamic: cannot be combined; leave one of them out")
+    mode = "pointer" if args.pointer else "dynamic" if args.dynamic else None
+    _refuse_idle_flags(args, mode)
+    for name in ("batch_size", "window"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')}: must be at least 1; got {value}")
+    if mode == "pointer":
+        return cache_pointer.scorer(args)
+    if mode == "dynamic":
+        return dynamic_evaluation.scorer(args, communicator)
+    options = {name: getattr(args, name) for name in ("batch_size", "window") if getattr(args, name)}
+    return lambda model, corpus, communicator: evaluate(
+        model,
+        *stream_of(corpus, args.split),
+        communicator,
+        description=f"scoring {args.split}",
+        protocol=args.protocol,
+        **options,
+    )
+
+
+def _refuse_idle_flags(args: argparse.Namespace, mode: str | None) -> None:
+    """Raise an InputError for a flag that this mode of evaluation does not look at."""
+    for name, value in vars(args).items():
+        owner, flag = name.partition("_")[0], f"--{name.replace('_', '-')}"
+        if owner in ("pointer", "dynamic") and owner != mode and value is not None and name != owner:
+            raise InputError(f"{flag}: acts with --{owner} alone; add that, or leave {flag} out")
+    if mode and args.protocol != "carried":
+        raise InputError(f"--protocol {args.protocol}: does not act with --{mode}, which carries the state")
+    if mode and args.window is not None:
+        raise InputError(f"--window: does not act with --{mode}; leave it out")
+    if mode == "dynamic" and args.batch_size is not None:
+        raise InputError("--batch-size: does not act with --dynamic, which reads one stream; leave it out")
+
+
+def stream_of(corpus: Corpus, split: str) -> tuple[Read, int, int]:
+    """(read, num_tokens, eos_id) of a split, as `evaluate` takes them."""
+    read: Read = lambda start, stop: corpus.read(split, start, stop)  # noqa: E731
+    return read, corpus.num_tokens(split), corpus.vocabulary.eos_id
 
 
 def _print(args: argparse.Namespace, step: int, result: dict[str, Any]) -> None:
     if args.json:
-        print(json.dumps({"run": str(args.run), "split": args.split, "step": step, **result}))
+        facts = {"run": str(args.run), "split": args.split, "step": step, "tokens": result["scored_tokens"]}
+        print(json.dumps({**facts, **result}))
         return
     speed = result["scored_tokens"] / max(result["seconds"], 1e-9)
     print(
@@ -178,6 +256,10 @@ def _print(args: argparse.Namespace, step: int, result: dict[str, Any]) -> None:
         f"{result['scored_tokens']:,} tokens ({result['protocol']}), weights of step {step:,}, "
         f"{speed:,.0f} tokens/s"
     )
+    if "static_perplexity" in result:
+        before = result["static_perplexity"]
+        change = result["perplexity"] / before - 1
+        print(f"without it: perplexity {before:,.2f}; with it {change:+.1%}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from train.parser import Parser
 # Fields of TrainConfig that are changed so often that each has its own flag; --set reaches all the others.
 _FLAG_HELP = {
     "data": "dataset (python-docs, wikitext-2, wikitext-103), or a path to text or to a prepared .h5 file",
-    "seed": "of the initial weights and of every dropout mask",
+    "seed": "of the initial weights, of every dropout mask and of every window",
     "max_steps": "end after this many updates; 0: the epochs decide",
     "max_tokens": "end after this many training tokens; 0: the epochs decide",
     "device": "cpu; cuda is not there yet",

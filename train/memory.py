@@ -16,38 +16,84 @@ def memory_parts(model: ModelConfig, train: TrainConfig, rows: int) -> dict[str,
     """Bytes that one rank takes, by what they are for; `rows` is its share of the batch.
 
     It follows the arrays of one training step (minilstm/lstm.py, minilstm/tied_softmax.py): gates, outputs,
-    cells of every layer are held from the forward to the backward pass, blocks of logits are not.
+    cells and masks of every layer are held from the forward to the backward pass, blocks of logits are not.
     """
     parameters = model.num_parameters()
-    steps = train.window * rows
-    moments = {"adam": 2, "sgd": 1 if train.momentum else 0}[train.optimizer]
-    activations = 2 * steps * model.embedding_size
-    largest_backward = 0
-    for inputs, units in model.layer_sizes:
-        recurrent = 4 * units * units
-        activations += steps * (4 * units + 3 * units + units)  # gates; h, c, tanh(c); the dropped output
-        activations += 2 * recurrent if model.recurrent_weight_keep_prob < 1 else 0  # W_hh masked, its mask
-        largest_backward = max(largest_backward, steps * (5 * units + inputs) + recurrent)  # its panels
-    kept = min(KEPT_BYTES // FLOAT_BYTES, steps * model.vocab_size)
-    softmax = kept + num_threads() * steps * (BLOCK_WORDS + 2 * model.embedding_size)
+    steps = train.window * rows // train.accumulate
+    moments = {"adam": 2, "nt_asgd": 1}.get(train.optimizer, 1 if train.momentum else 0)
+    activations = _embedding_floats(model, steps)
+    activations += sum(_layer_floats(model, index, steps) for index in range(model.num_layers))
+    activations += steps * model.output_size if model.temporal_activation_regularization else 0
+    softmax = _softmax_floats(model, steps)
+    largest_backward = max(_backward_floats(model, index, steps) for index in range(model.num_layers))
+    activations += max(largest_backward - softmax, 0)  # it comes when the softmax's blocks are gone
     return {
         "parameters": parameters * FLOAT_BYTES,
         "gradients": parameters * FLOAT_BYTES,
         f"{train.optimizer} moments": moments * parameters * FLOAT_BYTES,
-        "activations": (activations + largest_backward) * FLOAT_BYTES,
+        "activations": activations * FLOAT_BYTES,
         "softmax blocks": softmax * FLOAT_BYTES,
         "interpreter": INTERPRETER,
     }
 
 
+def _embedding_floats(model: ModelConfig, steps: int) -> int:
+    """The rows that were looked up and their gradient; with masked elements, the mask and the product."""
+    masked = model.encoder_emb_keep_prob < 1 and model.encoder_emb_dropout == "elements"
+    arrays = 4 if masked else 2
+    if model.encoder_emb_output_keep_prob < 1:
+        arrays += 2 if model.activation_dropout == "per_step" else 1
+    return arrays * steps * model.embedding_size
+
+
+def _layer_floats(model: ModelConfig, index: int, steps: int) -> int:
+    """What one layer holds from its forward to its backward pass."""
+    (inputs, units), last = model.layer_sizes[index], index == model.num_layers - 1
+    into = model.encoder_last_input_keep_prob if last else model.encoder_dp_input_keep_prob
+    out = model.encoder_last_output_keep_prob if last else model.encoder_dp_output_keep_prob
+    product_and_mask = 2 if model.activation_dropout == "per_step" else 1  # a locked one is T times smaller
+    floats = steps * (4 * units + 3 * units)  # gates; h, c, tanh(c)
+    floats += steps * (5 * units + 5) if model.layer_norm else 0  # normalised gates and cell, 1 / deviations
+    floats += steps * inputs * product_and_mask if into < 1 else 0
+    floats += steps * units * product_and_mask if out < 1 else 0
+    floats += steps * units if model.recurrent_keep_prob < 1 else 0
+    floats += steps * units if model.residual else 0
+    floats += 2 * 4 * units * inputs if model.input_weight_keep_prob < 1 else 0  # W_ih masked, its mask
+    floats += 2 * 4 * units * units if model.recurrent_weight_keep_prob < 1 else 0
+    return floats
+
+
+def _backward_floats(model: ModelConfig, index: int, steps: int) -> int:
+    """What the backward pass of one layer takes for as long as it runs."""
+    inputs, units = model.layer_sizes[index]
+    return steps * (5 * units + inputs) + 4 * units * units  # slopes, gradients; W_hh in panels
+
+
+def _softmax_floats(model: ModelConfig, steps: int) -> int:
+    """Exponentials that are kept, one block a thread, and rows of W and of its gradient that are gathered."""
+    softmaxes, words, gathered = 1, model.vocab_size, 0
+    if model.softmax == "sampled":
+        words, gathered = model.num_samples, 2 * model.num_samples * model.output_size
+    elif model.softmax == "adaptive":
+        softmaxes += len(model.adaptive_bands)  # at most: it depends on how many rows each band gets
+    kept = min(softmaxes * KEPT_BYTES // FLOAT_BYTES, steps * words)
+    return kept + num_threads() * steps * (BLOCK_WORDS + 2 * model.output_size) + gathered
+
+
 def describe(model: ModelConfig, train: TrainConfig, ranks: int) -> str:
     """The model layer by layer, its parameters, and the memory that each rank will take."""
-    V, E = model.vocab_size, model.embedding_size
-    lines = [f"embedding and decoder  {V:>9,} × {E:<5} {V * E:>13,}"]
+    V, E, last = model.vocab_size, model.embedding_size, model.output_size
+    name = "embedding and decoder" if model.tied_weights else "embedding"
+    lines = [f"{name:<22} {V:>9,} × {E:<5} {V * E:>13,}"]
     for index, (inputs, units) in enumerate(model.layer_sizes):
-        size = 4 * units * (inputs + units + 1)
+        size = model.layer_parameters(index)
         lines.append(f"LSTM layer {index}           {inputs:>9,} → {units:<5} {size:>13,}")
+    if not model.tied_weights:
+        lines.append(f"decoder                {V:>9,} × {last:<5} {V * last:>13,}")
     lines.append(f"decoder bias           {V:>9,} {'':7} {V:>13,}")
+    if model.softmax == "adaptive":
+        bands = len(model.adaptive_bands)
+        lines.append(f"bands                  {bands:>9,} × {last + 1:<5} {bands * (last + 1):>13,}")
     lines.append(f"parameters             {'':17} {model.num_parameters():>13,}")
     rows = train.batch_size // ranks
     parts = memory_parts(model, train, rows)

@@ -12,7 +12,8 @@ with each update, so that an optimizer holds nothing but its moments and the cou
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from autograd.parallel import num_threads, run_parts, split_range
 
 PIECE = 1 << 17  # elements: with gradients, moments and scratch 2.5 MB, about one core's cache
 _DOT = 1 << 13  # elements of one dot product: shorter than BLAS would split among threads of its own
+
+AVERAGE = "average"
+"""Name, in an optimizer's state, of the weights to evaluate instead of those that it goes on from."""
 
 State = dict[str, Any]
 
@@ -84,6 +88,15 @@ class Optimizer(ABC):
                 update_piece(piece, scratch[: piece.stop - first])
 
         run_parts(work, split_range(self.parameters.size, self.threads, PIECE))
+
+    def validated(self, loss: float) -> None:
+        """Hear of a validation's loss, the same on every rank; only NT-ASGD acts on it."""
+        return
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """Context in which `parameters` holds the weights to evaluate and to keep; NT-ASGD's are a mean."""
+        yield
 
     @abstractmethod
     def _piece_updater(
@@ -151,6 +164,95 @@ class SGD(Optimizer):
 
     def _moments(self) -> dict[str, np.ndarray]:
         return {} if self.b is None else {"b": self.b}
+
+
+class NTASGD(SGD):
+    """SGD that turns to averaging when it stops to improve (Merity et al., arXiv 1708.02182, algorithm 1).
+
+    The trigger: a validation loss above the least of all validations before it but the last `nonmono`. From
+    there on a ← a + (p - a) / n after the n-th update: the mean of the iterates since the trigger (Polyak and
+    Juditsky 1992). SGD goes on from p as before; a is what is evaluated and kept.
+
+    Attributes:
+        losses: of the validations until the trigger.
+        trigger: updates made before it; None until then.
+        average: a; None until the trigger.
+    """
+
+    def __init__(
+        self,
+        parameters: np.ndarray,
+        learning_rate: float = 30.0,
+        nonmono: int = 5,
+        weight_decay: float = 0.0,
+        threads: int | None = None,
+    ):
+        super().__init__(parameters, learning_rate, 0.0, weight_decay, threads)
+        _require("nonmono", nonmono, nonmono >= 1, "at least 1")
+        self.nonmono = nonmono
+        self.losses: list[float] = []
+        self.trigger: int | None = None
+        self.average: np.ndarray | None = None
+
+    def validated(self, loss: float) -> None:
+        if self.trigger is not None:
+            return
+        if len(self.losses) > self.nonmono and loss > min(self.losses[: -self.nonmono]):
+            self.trigger, self.average = self.t, self.parameters.copy()
+        self.losses.append(loss)
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        """Change p and a for each other, bit for bit; nothing before the trigger."""
+        if self.average is None:
+            return
+        for first in range(0, self.parameters.size, PIECE):
+            p, a = self.parameters[first : first + PIECE], self.average[first : first + PIECE]
+            p[...], a[...] = a.copy(), p.copy()
+
+    def _piece_updater(self, gradients, rate, scale):
+        descend = super()._piece_updater(gradients, rate, scale)
+        if self.average is None or self.trigger is None:
+            return descend
+        average, weight = self.average, 1 / (self.t - self.trigger)
+
+        def update_piece(piece: slice, scratch: np.ndarray) -> None:
+            descend(piece, scratch)
+            np.subtract(self.parameters[piece], average[piece], out=scratch)
+            scratch *= weight
+            average[piece] += scratch
+
+        return update_piece
+
+    def state(self) -> State:
+        """Also the losses and the trigger; the mean only once there is one."""
+        return {
+            "t": self.t,
+            "losses": np.array(self.losses, np.float64),
+            "trigger": np.int64(-1 if self.trigger is None else self.trigger),
+            **({} if self.average is None else {AVERAGE: self.average}),
+        }
+
+    def load_state(self, state: State) -> None:
+        trigger, before = int(state.get("trigger", -1)), self.average
+        self.average = None if trigger < 0 else np.empty_like(self.parameters)
+        try:
+            super().load_state(state)
+        except InputError:
+            self.average = before
+            raise
+        self.trigger = None if trigger < 0 else trigger
+        self.losses = [float(loss) for loss in state["losses"]]
+
+    def _moments(self) -> dict[str, np.ndarray]:
+        return {} if self.average is None else {AVERAGE: self.average}
 
 
 class Adam(Optimizer):
@@ -227,6 +329,17 @@ def _sums_of_squares(flat: np.ndarray) -> list[float]:
             *np.matmul(rows, rows.transpose(0, 2, 1)).ravel().tolist(),
             float(np.dot(flat[whole:], flat[whole:])),
         ]
+
+
+def add_scaled(target: np.ndarray, source: np.ndarray, factor: float, threads: int | None = None) -> None:
+    """target += factor · source, both flat, piece by piece: no array of their size is made."""
+
+    def work(share: slice) -> None:
+        for first in range(share.start, share.stop, PIECE):
+            piece = slice(first, min(first + PIECE, share.stop))
+            target[piece] += factor * source[piece]
+
+    run_parts(work, split_range(target.size, threads or num_threads(), PIECE))
 
 
 def clip_factor(norm: float, max_norm: float | None) -> float:

@@ -47,7 +47,7 @@ def prepare(
     data_dir: str | os.PathLike | None = None,
     force: bool = False,
 ) -> Path:
-    """Write `source` as token ids to `out`, by default `<data_dir>/<name>.h5`, and return that path.
+    """Write `source` as token ids to `out`, by default `prepared_name` in `data_dir`, and return that path.
 
     A file that was made from the same text in the same way is left as it is. With `comm` the root rank alone
     works; every rank returns the path, or raises what stopped the root.
@@ -67,8 +67,7 @@ def prepare(
         raise InputError(f"min_count: expected at least 1, got {min_count}")
 
     def work() -> Path:
-        found, target = _find(source, out, data_dir)
-        wanted = found.default_min_count if min_count is None else min_count
+        found, target, wanted = _find(source, out, data_dir, min_count)
         if force or not target.exists():
             return _write(target, found, wanted)
         if _is_made_from(target, found, wanted):
@@ -84,30 +83,31 @@ def ensure_prepared(
     source: str | os.PathLike,
     data_dir: str | os.PathLike | None = None,
     comm: Communicator | None = None,
+    *,
+    min_count: int | None = None,
 ) -> Path:
-    """The prepared file for `source`: itself if it is one, else `<data_dir>/<name>.h5`, made if need be.
+    """The prepared file for `source`: itself, or `prepared_name` in `data_dir`, which is made if need be.
 
-    A file that is there keeps the minimum count that it was made with. Arguments and ranks are as in
-    `prepare`.
+    Arguments and ranks are as in `prepare`.
 
     Raises:
-        InputError: as `prepare` does; also when the file in the way is no prepared data set.
+        InputError: as `prepare` does; also when the file in the way is no prepared data set, or `source` is
+            one that was made with another minimum count.
     """
 
     def work() -> Path:
         if Path(source).suffix in (".h5", ".hdf5"):
-            open_tokens_file(Path(source)).close()
+            _refuse_another_min_count(Path(source), min_count)
             return Path(source)
-        found, target = _find(source, None, data_dir)
+        found, target, wanted = _find(source, None, data_dir, min_count)
         if not target.exists():
-            return _write(target, found, found.default_min_count)
-        recipe, _ = _stored_recipe(target)
-        min_count = recipe.get("min_count", found.default_min_count)
-        if _is_made_from(target, found, min_count):
+            return _write(target, found, wanted)
+        if _is_made_from(target, found, wanted):
             return target
+        option = f" --min-count {min_count}" if min_count else ""
         raise InputError(
             f"{target}: is there already, made from other text or in another way; give --data {target} to "
-            f"use it as it is, or make it anew: python -m train.prepare {source} --force"
+            f"use it as it is, or make it anew: python -m train.prepare {source}{option} --force"
         )
 
     return _on_root(comm, work)
@@ -131,18 +131,41 @@ def _on_root(comm: Communicator | None, work: Callable[[], Path]) -> Path:
     return Path(outcome["path"])
 
 
+def prepared_name(source: Source, min_count: int) -> str:
+    """<name>.h5, or <name>-min<N>.h5 for a minimum count that is not the source's own.
+
+    So vocabularies of one text lie side by side, and none passes for the other.
+    """
+    return (
+        f"{source.name}.h5" if min_count == source.default_min_count else f"{source.name}-min{min_count}.h5"
+    )
+
+
 def _find(
-    source: str | os.PathLike, out: str | os.PathLike | None, data_dir: str | os.PathLike | None
-) -> tuple[Source, Path]:
-    """The source, and the path of its prepared file."""
+    source: str | os.PathLike,
+    out: str | os.PathLike | None,
+    data_dir: str | os.PathLike | None,
+    min_count: int | None,
+) -> tuple[Source, Path, int]:
+    """The source, the path of its prepared file, and the minimum count."""
     folder = default_data_dir() if data_dir is None else Path(data_dir)
     found = find_source(source, folder)
-    target = folder / f"{found.name}.h5" if out is None else Path(out)
+    wanted = found.default_min_count if min_count is None else min_count
+    target = folder / prepared_name(found, wanted) if out is None else Path(out)
     if target.is_dir():
         raise InputError(f"{target}: expected the name of a file to write, got a folder")
     if target.exists() and any(target.samefile(path) for path in found.files()):
         raise InputError(f"{target}: is the source itself; give another --out")
-    return found, target
+    return found, target, wanted
+
+
+def _refuse_another_min_count(path: Path, min_count: int | None) -> None:
+    recipe, _ = _stored_recipe(path)
+    if min_count not in (None, recipe.get("min_count")):
+        raise InputError(
+            f"{path}: was prepared with minimum count {recipe.get('min_count')}, not {min_count}; "
+            "set min_count=0, or give --data the text itself"
+        )
 
 
 def _recipe(source: Source, min_count: int) -> dict[str, Any]:
@@ -263,16 +286,20 @@ def _parser() -> argparse.ArgumentParser:
         "source",
         metavar="SOURCE",
         help="wikitext-2 or wikitext-103 (downloaded), python-docs (the English in Python's own library), "
-        "a folder with wiki.{train,valid,test}.tokens, or a text file (split 90/5/5 by lines)",
+        "a folder with wiki.{train,valid,test}.tokens or ptb.{train,valid,test}.txt, or a text file (split "
+        "90/5/5 by lines)",
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="file to write; default DATA_DIR/<name of the source>.h5"
+        "--out",
+        metavar="FILE",
+        help="file to write; default DATA_DIR/NAME.h5, or NAME-minN.h5 with another --min-count N",
     )
     parser.add_argument(
         "--min-count",
         type=int,
         metavar="N",
-        help="words seen less than N times in the train split become <unk>; default 1 for WikiText, else 2",
+        help="words seen less than N times in the train split become <unk>; default 1 for WikiText and PTB, "
+        "else 2; a run asks for it by --set min_count=N",
     )
     parser.add_argument("--data-dir", metavar="DIR", help="default: $MINILSTM_DATA, else data")
     parser.add_argument("--force", action="store_true", help="overwrite FILE whatever it is")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from autograd.errors import InputError
-from minilstm import LanguageModel
+from minilstm import LanguageModel, ModelConfig
 from minilstm.language_model import State
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.communicator import Communicator
 from train.config import RunConfig, load_run_config, to_toml
 from train.corpus import Vocabulary
 from train.files import atomic_write, exclusive_lock
-from train.optimizers import Optimizer
+from train.optimizers import AVERAGE, Optimizer
 
 BEST, LATEST = "best", "latest"
 
@@ -104,6 +105,35 @@ class Position:
     seconds: float = 0.0  # spent in training, over all resumptions
     best: dict[str, Any] | None = None  # the evaluation with the lowest validation loss, and its step
 
+    @staticmethod
+    def of(path: Path, facts: dict[str, Any]) -> Position:
+        """The position that the checkpoint at `path` holds; InputError if it is not this version's."""
+        saved = facts.get("position", {})
+        missing, foreign = _OWN - saved.keys(), saved.keys() - _OWN
+        if missing or foreign:
+            differing = [f"lacks {name}" for name in sorted(missing)]
+            differing += [f"has {name}" for name in sorted(foreign)]
+            raise InputError(
+                f"{path}: its position in the run is of another version of this program "
+                f"({', '.join(differing)}); resume with that version, or start anew in another --run-dir"
+            )
+        return Position(**saved)
+
+
+# Checkpoints from before there were other windows say nothing about theirs.
+_WINDOWS_ONCE = {
+    "carry_state": True,
+    "random_start": False,
+    "shuffle_windows": False,
+    "variable_window": False,
+}
+# What decides which weights a model has and what they mean; dropouts and losses may change.
+_ARCHITECTURE = (
+    "vocab_size", "embedding_size", "hidden_size", "num_layers",
+    "last_hidden_size", "tied_weights", "layer_norm", "residual",
+)  # fmt: skip
+_OWN = {field.name for field in dataclasses.fields(Position)}
+
 
 def save_run(
     path: Path,
@@ -138,13 +168,13 @@ def save_run(
 
 
 def checkpoint_facts(
-    model: LanguageModel, position: Position, fingerprint: str, streams: dict[str, int]
+    model: LanguageModel, position: Position, fingerprint: str, streams: dict[str, Any]
 ) -> dict[str, Any]:
     """What a checkpoint says in words and numbers beside its arrays.
 
     Args:
-        streams: what the position and the state mean nothing without: seed, batch_size, window, and the
-            tokens of the training split.
+        streams: what the position and the state mean nothing without: seed, batch_size, how the windows are
+            cut, and the tokens of the training split.
     """
     return {
         "model": vars(model.config).copy(),
@@ -161,7 +191,7 @@ def restore_run(
     fingerprint: str,
     optimizer: Optimizer,
     rows: slice,
-    streams: dict[str, int],
+    streams: dict[str, Any],
 ) -> tuple[Position, State | None]:
     """Load weights and optimizer in place; returns the position and this rank's rows of the state.
 
@@ -170,7 +200,7 @@ def restore_run(
     """
     arrays, facts = load_checkpoint(path)
     load_weights(path, model, arrays, facts, fingerprint)
-    _refuse_differences(path, "run", facts.get("streams", {}), streams)
+    _refuse_differences(path, "run", {**_WINDOWS_ONCE, **facts.get("streams", {})}, streams)
     slots: dict[str, Any] = {
         name.removeprefix("optimizer/"): array
         for name, array in arrays.items()
@@ -184,7 +214,7 @@ def restore_run(
         ) from None
     except InputError as error:
         raise InputError(f"{path}: {error}; resume with the optimizer that the run began with") from None
-    position = Position(**facts["position"])
+    position = Position.of(path, facts)
     if "state/0/h" not in arrays:
         return position, None
     state = [
@@ -202,9 +232,9 @@ def load_weights(
     Raises:
         InputError: it is of another model or vocabulary; the message names what differs.
     """
-    own = vars(model.config)
-    sizes = ("vocab_size", "embedding_size", "hidden_size", "num_layers")
-    _refuse_differences(path, "model", facts.get("model", {}), {name: own[name] for name in sizes})
+    own = {name: getattr(model.config, name) for name in _ARCHITECTURE}
+    defaults = {name: getattr(ModelConfig, name) for name in own if hasattr(ModelConfig, name)}
+    _refuse_differences(path, "model", {**defaults, **facts.get("model", {})}, own)
     if facts.get("vocabulary") != fingerprint:
         raise InputError(
             f"{path}: was trained with another vocabulary than the data's; give --data the text of that run"
@@ -235,7 +265,8 @@ def load_trained(
 
     Args:
         path: the run's folder.
-        which: `best` or `latest`; the latest stands in for a best that is not there yet.
+        which: `best` or `latest`; the latest stands in for a best that is not there yet. Where the optimizer
+            averages, the weights are its average.
 
     Returns:
         The model, the run's configuration, its vocabulary, and the checkpoint's facts.
@@ -258,5 +289,7 @@ def load_trained(
         )
     arrays, facts = load_checkpoint(file)
     model = LanguageModel(config.model_config(len(vocabulary)))
+    if f"optimizer/{AVERAGE}" in arrays:
+        arrays["parameters"] = arrays[f"optimizer/{AVERAGE}"]
     load_weights(file, model, arrays, facts, vocabulary.fingerprint())
     return model, config, vocabulary, facts

@@ -5,12 +5,12 @@ Every schedule begins with the same linear warm-up: the first update has 1/warmu
 not 0.
 """
 
-import difflib
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from autograd.errors import InputError
+from train.nearest import nearest
 
 Schedule = Callable[[int], float]
 
@@ -64,9 +64,9 @@ def make_schedule(
     elif name == "inverse_sqrt":
         after = _inverse_sqrt(learning_rate, warmup_steps)
     else:
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"schedule: expected one of {', '.join(NAMES)}; got {name!r}{hint}")
+        hint = nearest("schedule", name, NAMES, cutoff=0.4)
+        message = f"schedule: expected one of {', '.join(NAMES)}; got {name!r}"
+        raise InputError(f"{message}; {hint}" if hint else message)
 
     def schedule(step: int) -> float:
         return learning_rate * (step + 1) / warmup_steps if step < warmup_steps else after(step)

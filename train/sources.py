@@ -4,7 +4,6 @@ A source names its text's splits and the files whose checksums tell whether the 
 `find_source` picks the one that is meant; `train/prepare.py` turns any of them into token ids.
 """
 
-import difflib
 import io
 import os
 from abc import ABC, abstractmethod
@@ -17,6 +16,7 @@ from autograd.errors import InputError
 from train.corpus import SPLITS
 from train.download import download, unpack
 from train.files import exclusive_lock, made_folder
+from train.nearest import nearest
 from train.text import BLOCK, Text, file_text, memory_text
 
 
@@ -36,16 +36,25 @@ class Source(ABC):
         """The text of train, valid and test, fetched or made now if need be."""
 
 
-class WikiTextFolder(Source):
-    """A folder with wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens."""
+_FORMS = {"wiki.{}.tokens": "wikitext", "ptb.{}.txt": "ptb"}
+"""How a folder's files are named for each split, and what the recipe calls that; ptb: the Penn Treebank."""
+
+
+class SplitFolder(Source):
+    """A folder with a file for each split, all of them named in one of the known forms."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
         self.name = name
-        self.recipe = {"form": "wikitext", "split": "as given"}
+        patterns = [pattern for pattern in _FORMS if self._paths(pattern)[0].is_file()]
+        self.pattern = patterns[0] if patterns else next(iter(_FORMS))
+        self.recipe = {"form": _FORMS[self.pattern], "split": "as given"}
+
+    def _paths(self, pattern: str) -> list[Path]:
+        return [self.folder / pattern.format(split) for split in SPLITS]
 
     def paths(self) -> list[Path]:
-        return [self.folder / f"wiki.{split}.tokens" for split in SPLITS]
+        return self._paths(self.pattern)
 
     def files(self) -> list[Path]:
         return [path for path in self.paths() if path.is_file()]
@@ -53,9 +62,8 @@ class WikiTextFolder(Source):
     def splits(self) -> dict[str, Text]:
         missing = [path.name for path in self.paths() if not path.is_file()]
         if missing:
-            raise InputError(
-                f"{self.folder}: expected a folder with wiki.{{train,valid,test}}.tokens, lacks {missing[0]}"
-            )
+            forms = " or ".join(pattern.replace("{}", "{train,valid,test}") for pattern in _FORMS)
+            raise InputError(f"{self.folder}: expected a folder with {forms}, lacks {missing[0]}")
         return {split: file_text(path) for split, path in zip(SPLITS, self.paths(), strict=True)}
 
 
@@ -90,7 +98,7 @@ ARCHIVES = {
 }
 
 
-class WikiTextArchive(WikiTextFolder):
+class WikiTextArchive(SplitFolder):
     """A WikiText folder that is downloaded into the data folder when its text is first asked for."""
 
     def splits(self) -> dict[str, Text]:
@@ -188,14 +196,14 @@ def find_source(given: str | os.PathLike, data_dir: Path) -> Source:
         return WikiTextArchive(data_dir / name, name)
     path = Path(name)
     if path.is_dir():
-        folder = WikiTextFolder(path, path.resolve().name)
+        folder = SplitFolder(path, path.resolve().name)
         folder.splits()  # refuses a folder that holds something else
         return folder
     if path.is_file():
         return TextFile(path)
     names = [PythonDocs.name, *ARCHIVES]
-    nearest = difflib.get_close_matches(name, names, 1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = nearest("name", name, names, cutoff=0.6)
     raise InputError(
-        f"{name}: expected a folder, a text file or one of {', '.join(names)}; nothing is there{hint}"
+        f"{name}: expected a folder, a text file or one of {', '.join(names)}; nothing is there"
+        + (f", {hint}" if hint else "")
     )

@@ -1,4 +1,4 @@
-"""THE step: forward, backward, average over the ranks, clip, update."""
+"""THE step: forward, backward, group by group of rows; average over the ranks, L2, clip, update."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import numpy as np
 from minilstm import LanguageModel, MaskStream, detach
 from minilstm.language_model import State
 from train.communicator import Communicator
-from train.optimizers import Optimizer, clip_factor, global_norm
+from train.optimizers import Optimizer, add_scaled, clip_factor, global_norm
 
 
 class StepResult(NamedTuple):
-    """What one step gives: the mean loss over all ranks, the norm before clipping, the state to carry on."""
+    """What one step gives: the mean loss over all ranks, the norm before clipping, the state to carry on.
+
+    The loss is the model's own, without what regularises it (AR, TAR, L2).
+    """
 
     loss: float
     grad_norm: float
@@ -34,13 +37,24 @@ class TrainingStep:
         optimizer: over model.flat_parameters.
         communicator: of all ranks; each sees its own rows of the batch.
         clip_norm: ceiling of the gradients' global norm; 0: none.
+        accumulate: groups into which each rank's rows are cut. They go forward and backward one after the
+            other and their gradients add up, so that the activations of one group alone are in memory. Masks
+            belong to rows of the whole batch: the update is that of the undivided batch, to rounding.
+        l2_tied: adds ½ · l2_tied · ‖W‖² of the tied matrix to what is minimised, by its gradient l2_tied · W,
+            which is clipped with the rest; the loss that is returned is without it.
     """
 
     def __init__(
-        self, model: LanguageModel, optimizer: Optimizer, communicator: Communicator, clip_norm: float = 0.0
+        self,
+        model: LanguageModel,
+        optimizer: Optimizer,
+        communicator: Communicator,
+        clip_norm: float = 0.0,
+        accumulate: int = 1,
+        l2_tied: float = 0.0,
     ) -> None:
         self.model, self.optimizer, self.communicator = model, optimizer, communicator
-        self.clip_norm = clip_norm
+        self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
 
     def __call__(
         self,
@@ -51,15 +65,47 @@ class TrainingStep:
         learning_rate: float,
     ) -> StepResult:
         """inputs, targets: int (T, rows of this rank). Every rank updates alike, or none does."""
-        loss, new_state = self.model(inputs, targets, state, masks)
         self.model.zero_grads()
-        loss.backward()
+        loss, new_state = self._backward(inputs, targets, state, masks)
         gradients = self.model.flat_gradients
         self.communicator.allreduce_mean_(gradients)
-        mean_loss = float(self.communicator.allreduce_sum([loss.item()])[0]) / self.communicator.size
+        mean_loss = float(self.communicator.allreduce_sum([loss])[0]) / self.communicator.size
         # Of the averaged gradient: the same on every rank, and so is what follows.
+        if self.l2_tied:
+            W = self.model.decoder_weight
+            add_scaled(W.grad.reshape(-1), W.data.reshape(-1), self.l2_tied)
         norm = global_norm(gradients)
-        result = StepResult(mean_loss, norm, detach(new_state))
+        result = StepResult(mean_loss, norm, new_state)
         if result.is_finite:
             self.optimizer.update(gradients, learning_rate, clip_factor(norm, self.clip_norm))
         return result
+
+    def _backward(
+        self, inputs: np.ndarray, targets: np.ndarray, state: State | None, masks: MaskStream
+    ) -> tuple[float, State]:
+        """Mean loss of this rank's rows and their new state; their mean gradient is left in the model."""
+        size = inputs.shape[1] // self.accumulate
+        losses, states = [], []
+        for first in range(0, inputs.shape[1], size):
+            rows = slice(first, first + size)
+            part = None if state is None else [(h[rows], c[rows]) for h, c in state]
+            own_masks = MaskStream(masks.seed, masks.window, masks.first_row + first)
+            objective, loss, new_state = self.model.objective(
+                inputs[:, rows], targets[:, rows], part, own_masks
+            )
+            if self.accumulate > 1:
+                objective = objective * (1 / self.accumulate)
+            objective.backward()
+            losses.append(loss.item())
+            states.append(detach(new_state))
+        return sum(losses) / len(losses), _joined(states)
+
+
+def _joined(states: list[State]) -> State:
+    """The states of groups of rows as that of all of them."""
+    if len(states) == 1:
+        return states[0]
+    layers = zip(*states, strict=True)
+    return [
+        (np.concatenate([h for h, _ in groups]), np.concatenate([c for _, c in groups])) for groups in layers
+    ]

@@ -9,10 +9,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autograd.backend import device_array_module
 from autograd.errors import InputError
 from minilstm import LanguageModel, MaskStream
-from train.batches import Batches, RankRows
+from minilstm.sampled_softmax import check_sorted_by_frequency
+from train.batches import Batches, RankRows, Windows
 from train.checkpoint import load_checkpoint
 from train.clock import Clock
 from train.communicator import Communicator, get_communicator
@@ -25,8 +28,8 @@ from train.flags import config_from_args
 from train.generate import as_text, generate
 from train.log import TrainingDisplay, duration
 from train.memory import describe
-from train.metrics import MetricsLog
-from train.optimizers import SGD, Adam, Optimizer
+from train.metrics import MetricsLog, read_metrics
+from train.optimizers import NTASGD, SGD, Adam, Optimizer
 from train.prepare import ensure_prepared
 from train.run_folder import (
     BEST,
@@ -46,15 +49,18 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     config, args = config_from_args(argv)
     communicator = get_communicator()
-    _refuse_what_cannot_run(config.train)
-    rows = RankRows.of(communicator.rank, communicator.size, config.train.batch_size)
+    train = config.train
+    _refuse_what_cannot_run(train)
+    rows = RankRows.of(communicator.rank, communicator.size, train.batch_size, train.accumulate)
     folder = RunFolder(args.run_dir)
     if args.dry_run:
         return _dry_run(config, communicator)
     if not args.resume:
         folder.check_unused()  # before anything that takes long
-    path = ensure_prepared(config.train.data, None, communicator)
+    path = ensure_prepared(train.data, None, communicator, min_count=train.min_count or None)
     with open_corpus(path) as corpus, folder.locked() if communicator.is_root else nullcontext():
+        if config.model["softmax"] == "sampled":
+            check_sorted_by_frequency(corpus.counts)
         run = TrainingRun(config.with_vocab_size(len(corpus.vocabulary)), folder, corpus, communicator, rows)
         run.begin(resume=args.resume)
         run.train()
@@ -72,7 +78,8 @@ class TrainingRun:
         self.config, self.train_config, self.folder = config, train, folder
         self.corpus, self.communicator, self.rows = corpus, communicator, rows
         num_tokens = corpus.num_tokens("train")
-        self.batches = Batches(self._reader("train"), num_tokens, train.batch_size, train.window, rows)
+        self.windows = windows_of(train)
+        self.batches = Batches(self._reader("train"), num_tokens, train.batch_size, self.windows, rows)
         self.total_steps = total_steps(train, self.batches.length)
         self.schedule = make_schedule(
             train.schedule,
@@ -80,12 +87,15 @@ class TrainingRun:
             warmup_steps=train.warmup_steps,
             decay_factor=train.decay_factor,
             decay_steps=train.decay_steps,
+            milestones=[self.windows.count(epochs, self.batches.length) for epochs in train.decay_epochs],
             total_steps=self.total_steps,
             final_learning_rate=train.final_learning_rate,
         )
         self.model = LanguageModel(config.model_config(len(corpus.vocabulary)), seed=train.seed)
         self.optimizer = make_optimizer(self.model, train)
-        self.step = TrainingStep(self.model, self.optimizer, communicator, train.clip_norm)
+        self.step = TrainingStep(
+            self.model, self.optimizer, communicator, train.clip_norm, train.accumulate, train.l2_tied
+        )
         self.position = Position()
         self.state: Any = None
 
@@ -113,12 +123,16 @@ class TrainingRun:
             print(f"going on after step {self.position.step:,} of {self.total_steps:,}", flush=True)
         self.communicator.barrier()
 
-    def _streams(self) -> dict[str, int]:
+    def _streams(self) -> dict[str, Any]:
         train = self.train_config
         return {
             "seed": train.seed,
             "batch_size": train.batch_size,
             "window": train.window,
+            "carry_state": train.carry_state,
+            "random_start": train.random_start,
+            "shuffle_windows": train.shuffle_windows,
+            "variable_window": train.variable_window,
             "train_tokens": self.corpus.num_tokens("train"),
         }
 
@@ -133,9 +147,9 @@ class TrainingRun:
             if position.step == self.total_steps and position.best is None:
                 self._evaluate_and_save()  # ended before by a limit that was higher
             while position.step < self.total_steps:
-                for inputs, targets in self.batches.windows(position.window):
+                for inputs, targets in self.batches.windows(position.window, position.epoch):
                     masks = MaskStream(self.train_config.seed, position.step, self.rows.first)
-                    learning_rate = self.schedule(position.step)
+                    learning_rate = self.schedule(position.step) * self.windows.rate_factor(len(targets))
                     result = self.step(inputs, targets, self.state, masks, learning_rate)
                     self._advance(result, targets.shape[0] * self.train_config.batch_size)
                     self._log(result, learning_rate)
@@ -152,11 +166,11 @@ class TrainingRun:
                 f"{result.grad_norm}; the checkpoint {self.folder.checkpoint(LATEST)} is as it was; "
                 "lower learning_rate or clip_norm"
             )
-        self.state = result.state
+        self.state = result.state if self.train_config.carry_state else None
         position.step, position.window = position.step + 1, position.window + 1
         position.tokens += tokens
         position.loss_sum, position.loss_steps = position.loss_sum + result.loss, position.loss_steps + 1
-        if position.window == len(self.batches):
+        if position.window == self.batches.num_windows(position.epoch):
             position.epoch, position.window, self.state = position.epoch + 1, 0, None
 
     def _log(self, result: StepResult, learning_rate: float) -> None:
@@ -191,14 +205,21 @@ class TrainingRun:
             return
         with self.clock.paused():
             if evaluate_now:
-                score = self._evaluate("valid")
-                if position.best is None or score["loss"] < position.best["loss"]:
-                    position.best = {"step": position.step, **score}
-                    self._save(BEST)
+                self._validate()
             self._save(LATEST)
 
-    def _evaluate(self, split: str) -> dict[str, Any]:
-        """Score a split with the current weights, and write the result down."""
+    def _validate(self) -> None:
+        """Score the validation split, keep the weights if they are the best, and tell the optimizer."""
+        position = self.position
+        with self.optimizer.evaluation_weights():
+            score = self._evaluate("valid")
+            if position.best is None or score["loss"] < position.best["loss"]:
+                position.best = {"step": position.step, **score}
+                self._save(BEST)
+        self.optimizer.validated(score["loss"])
+
+    def _evaluate(self, split: str, write: bool = True) -> dict[str, Any]:
+        """Score a split with the weights that the model holds now, show the result and write it down."""
         train, position = self.train_config, self.position
         result = evaluate(
             self.model,
@@ -209,10 +230,12 @@ class TrainingRun:
             train.evaluation_batch_size,
             train.evaluation_window,
             description=f"scoring {split}",
+            protocol=train.evaluation_protocol,
         )
         row = {"kind": "evaluation", "split": split, "step": position.step, "tokens": position.tokens}
         row |= {"epoch": self._epochs_done(), **result}
-        self.metrics.write(row)
+        if write:
+            self.metrics.write(row)
         self.display.evaluation(row)
         return result
 
@@ -236,11 +259,18 @@ class TrainingRun:
             MetricsLog(self.folder.metrics, self.position.step, enabled=root) as self.metrics,
             TrainingDisplay(self.total_steps, self.position.step, enabled=root) as self.display,
         ):
-            test = self._evaluate("test")
+            test = self._evaluate("test", write=not self._is_tested())
         if root:
             self._write_result(test)
             _plot(self.folder)
             self._print_summary(test)
+
+    def _is_tested(self) -> bool:
+        """Whether metrics.jsonl has the test split's row already: this is a finished run, resumed."""
+        return self.communicator.is_root and any(
+            row["step"] == self.position.step and row.get("split") == "test"
+            for row in read_metrics(self.folder.metrics)
+        )
 
     def _write_result(self, test: dict[str, Any]) -> None:
         position = self.position
@@ -277,22 +307,42 @@ class TrainingRun:
         return lambda start, stop: self.corpus.read(split, start, stop)
 
     def _epochs_done(self) -> float:
-        return self.position.epoch + self.position.window / len(self.batches)
+        position = self.position
+        return position.epoch + position.window / self.batches.num_windows(position.epoch)
+
+
+def windows_of(train: TrainConfig) -> Windows:
+    """How the configuration cuts each epoch into windows."""
+    return Windows(train.window, train.seed, train.random_start, train.variable_window, train.shuffle_windows)
 
 
 def total_steps(train: TrainConfig, length: int) -> int:
     """Updates of the whole run: the epochs', or fewer if max_steps or max_tokens say so.
 
     Args:
-        train: epochs, window, batch_size and the two limits.
-        length: steps of time in an epoch, as `Batches.length`.
+        train: epochs, the windows, batch_size and the two limits.
+        length: steps of time in a row of the batch, as `Batches.length`.
     """
-    windows = -(-length // train.window)
-    steps = train.epochs * windows
     if train.max_tokens:
-        epochs, rest = divmod(train.max_tokens, length * train.batch_size)
-        steps = min(steps, epochs * windows + -(-rest // (train.window * train.batch_size)))
+        steps = _steps_to_tokens(train, length)
+    else:
+        steps = windows_of(train).count(train.epochs, length)
     return min(steps, train.max_steps) if train.max_steps else steps
+
+
+def _steps_to_tokens(train: TrainConfig, length: int) -> int:
+    """Updates until max_tokens are trained on or the epochs are over."""
+    windows, steps_of_time = windows_of(train), -(-train.max_tokens // train.batch_size)
+    epoch = steps = 0
+    if windows.all_epochs_alike:  # whole ones need no counting
+        epoch = min(train.epochs, steps_of_time // length)
+        steps, steps_of_time = windows.count(epoch, length), steps_of_time - epoch * length
+    while epoch < train.epochs and steps_of_time > 0:
+        starts, stops = windows.cut(epoch, length).T
+        done = np.cumsum(stops - starts)
+        steps += min(len(done), int(np.searchsorted(done, steps_of_time)) + 1)
+        epoch, steps_of_time = epoch + 1, steps_of_time - int(done[-1])
+    return steps
 
 
 def make_optimizer(model: LanguageModel, train: TrainConfig) -> Optimizer:
@@ -300,6 +350,8 @@ def make_optimizer(model: LanguageModel, train: TrainConfig) -> Optimizer:
     weights, rate, decay = model.flat_parameters, train.learning_rate, train.weight_decay
     if train.optimizer == "sgd":
         return SGD(weights, rate, momentum=train.momentum, weight_decay=decay)
+    if train.optimizer == "nt_asgd":
+        return NTASGD(weights, rate, nonmono=train.nonmono, weight_decay=decay)
     return Adam(weights, rate, train.beta1, train.beta2, train.epsilon, weight_decay=decay)
 
 
@@ -315,7 +367,9 @@ def _dry_run(config: RunConfig, communicator: Communicator) -> int:
     """Print the model, its size and its memory; data is looked at only if vocab_size is not set."""
     vocab_size = config.model.get("vocab_size")
     if vocab_size is None:
-        with open_corpus(ensure_prepared(config.train.data, None, communicator)) as corpus:
+        train = config.train
+        path = ensure_prepared(train.data, None, communicator, min_count=train.min_count or None)
+        with open_corpus(path) as corpus:
             vocab_size = len(corpus.vocabulary)
     if communicator.is_root:
         print(describe(config.model_config(vocab_size), config.train, communicator.size))

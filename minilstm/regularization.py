@@ -1,0 +1,82 @@
+"""Two penalties on the last layer's outputs h (T, B, E), added to the loss that is trained on.
+
+Merity, McCann & Socher 2017 (arXiv 1708.01009), in the form of AWD-LSTM (Merity et al. 2018), whose means go
+over every element:
+
+    AR  = α mean(h²)                     N = T B E elements:     dh = 2α/N h
+    TAR = β mean(δ²)                     M = (T-1) B E elements: dδ = 2β/M δ
+    δ_t = h_{t+1} - h_t, 1 ≤ t < T                               dh_t = dδ_{t-1} - dδ_t, where they exist
+
+AR is for h as the decoder sees it, dropped out; TAR is for h before that dropout, whose mask would have a
+part in the differences. Neither is in the loss that is printed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autograd import Function, ShapeError, Variable
+from autograd.backend import get_array_module
+
+
+class ActivationRegularization(Function):
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+
+    def forward(self, h):
+        self.save(h)
+        return _scaled_mean_square(h, self.alpha)  # (61) of docs/lstm_backward.md
+
+    def backward(self, dy):
+        (h,) = self.saved
+        return h * (dy * (2 * self.alpha / max(h.size, 1)))  # (63)
+
+
+class TemporalActivationRegularization(Function):
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+
+    def forward(self, h):
+        if h.ndim < 1:
+            raise ShapeError(f"{self.label}: h must be (T, …) with the steps first; got {h.shape}")
+        change = h[1:] - h[:-1]
+        self.save(change)
+        return _scaled_mean_square(change, self.beta)  # (62)
+
+    def backward(self, dy):
+        (change,) = self.saved
+        change = change * (dy * (2 * self.beta / max(change.size, 1)))
+        dh = get_array_module(change).zeros(self.inputs[0].shape, change.dtype)
+        dh[1:] = change
+        dh[:-1] -= change  # (64)
+        return dh
+
+
+def _scaled_mean_square(x: Any, scale: float) -> Any:
+    """scale · mean(x²) in the dtype of x, summed in double precision; 0 if x is empty."""
+    xp = get_array_module(x)
+    squares = xp.square(x).sum(dtype="float64")
+    return xp.asarray(scale * squares / max(x.size, 1), x.dtype)
+
+
+def activation_regularization(h: Any, alpha: float) -> Variable:
+    """AR: alpha · mean(h²), which keeps activations small; a single number.
+
+    Args:
+        h: the last layer's outputs after dropout, (T, B, E) or any other shape.
+        alpha: α, its weight; AWD-LSTM's is 2.
+    """
+    return ActivationRegularization(alpha).apply(h)
+
+
+def temporal_activation_regularization(h: Any, beta: float) -> Variable:
+    """TAR: beta · mean((h[t+1] - h[t])²), which makes outputs change slowly; 0 of a single step.
+
+    Args:
+        h: the last layer's outputs before dropout, (T, B, E), or any shape with the steps first.
+        beta: β, its weight; AWD-LSTM's is 1.
+
+    Raises:
+        ShapeError: h has no axis of steps.
+    """
+    return TemporalActivationRegularization(beta).apply(h)

@@ -1,0 +1,211 @@
+"""The sampled softmax: cross-entropy against some thousands of drawn words instead of against all V.
+
+Words are drawn from P(k) = log((k+2) / (k+1)) / log(V+1), about as often as the word with the k-th highest
+frequency stands in a text (Zipf's law), until num_samples different ones are found; that takes num_tries.
+Then a word stands among them with probability Q(k) = 1 - (1 - P(k))^num_tries, its expected count, and log Q
+is taken from its logit: what is drawn more often weighs less (Jean et al. 2015, arXiv 1412.2007, section 3).
+
+With the corrected logits u_nv = h_n · W_v + b_v - log Q(v), the loss of row n is the cross-entropy of its
+target y among y and the drawn words S. A target that was drawn as well (an accidental hit) stands there once:
+it is removed from S and put back as the target, with the same u, so for it the sum over S is all there is.
+
+    d_n = log sum_{s in S} exp(u_ns) - u_ny
+    loss_n = d_n                if y was drawn, else log(1 + exp d_n)
+    w_n = 1                     if y was drawn, else 1 / (1 + exp -d_n)        the slope, d(loss_n) / d(d_n)
+    dh_n = w_n (sum_s q_ns W_s - W_y)        q_ns = exp(u_ns) / sum_{r in S} exp(u_nr)
+    dW_v = sum_n w_n q_nv h_n - sum_{n: y_n = v} w_n h_n         db_v alike, with 1 for h_n
+
+So it is the tied softmax over the rows of S, each row of h weighed with w, and computed by the same blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from autograd import Function, InputError, ShapeError, Variable
+from autograd.backend import get_array_module
+from autograd.functions.embedding import add_rows, as_ids, check_ids
+from autograd.functions.loss import IGNORE
+from autograd.mode import is_backprop_enabled
+from minilstm.tied_softmax import _Blocks
+
+MAX_DRAWS = 1 << 20
+"""Draws made at once, so that the memory stays bounded when almost every word is asked for."""
+
+
+class Sample(NamedTuple):
+    """Different words, int64 (S,), rising; and how many draws, repeated ones counted, have found them."""
+
+    ids: Any
+    num_tries: int
+
+
+class LogUniformSampler:
+    """Draws words whose ids go by falling frequency: P(k) = log((k+2) / (k+1)) / log(V+1).
+
+    Args:
+        vocab_size: V, words to draw from.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self._log_range = np.log(vocab_size + 1.0)
+
+    def probability(self, ids: Any) -> Any:
+        """P of each id, the probability that one draw gives it; float64, shaped as `ids`."""
+        xp = get_array_module(ids)
+        return xp.log1p(1 / (ids + xp.float64(1))) / self._log_range
+
+    def expected_count(self, ids: Any, num_tries: int) -> Any:
+        """Q of each id, the probability that it is among `num_tries` draws; float64, shaped as `ids`."""
+        xp = get_array_module(ids)
+        with np.errstate(divide="ignore"):  # the only word of a vocabulary: P = 1
+            return -xp.expm1(num_tries * xp.log1p(-self.probability(ids)))
+
+    def sample(self, num_samples: int, generator: np.random.Generator) -> Sample:
+        """Draw until `num_samples` different words are found: always the same ones from an equal generator.
+
+        Raises:
+            InputError: fewer than one sample, or more than there are words.
+        """
+        if not 1 <= num_samples <= self.vocab_size:
+            raise InputError(
+                f"sampled softmax: num_samples must be in [1, {self.vocab_size}], the number of words; "
+                f"got {num_samples}; lower num_samples, or take softmax 'full'"
+            )
+        drawn = np.zeros(self.vocab_size, bool)
+        missing, num_tries = num_samples, 0
+        while True:
+            draws = self._draw(min(2 * missing + 64, MAX_DRAWS), generator)
+            new = _first_places(draws, drawn)[:missing]
+            drawn[draws[new]] = True
+            missing -= len(new)
+            if missing == 0:
+                return Sample(np.flatnonzero(drawn), num_tries + int(new[-1]) + 1)
+            num_tries += len(draws)
+
+    def _draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Independent draws, repetitions included, by the inverse of P's sum, log(k+2) / log(V+1)."""
+        words = np.exp(generator.random(count) * self._log_range).astype(np.int64) - 1
+        return np.minimum(words, self.vocab_size - 1, out=words)  # exp may round up to V + 1
+
+
+def _first_places(draws: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Where in `draws` a word comes for the first time that was not `drawn` (V, bool) before; rising."""
+    places = np.flatnonzero(~drawn[draws])
+    _, first = np.unique(draws[places], return_index=True)
+    return np.sort(places[first])
+
+
+def check_sorted_by_frequency(counts: Any) -> None:
+    """Refuse a vocabulary whose ids do not go by falling frequency: the log-uniform sampler relies on it.
+
+    Args:
+        counts: (V), how often each word stands in the training text, by id.
+
+    Raises:
+        InputError: a word is more frequent than the one before it.
+    """
+    rising = np.flatnonzero(counts[1:] > counts[:-1])
+    if len(rising):
+        word = int(rising[0])
+        raise InputError(
+            "sampled softmax: word ids must go by falling frequency; "
+            f"word {word} stands {counts[word]} times, word {word + 1} {counts[word + 1]} times; "
+            "prepare the text with train.prepare, or take softmax 'full' or 'adaptive'"
+        )
+
+
+class SampledSoftmaxLoss(Function):
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+
+    def forward(self, h, W, b, targets):
+        self._check(h, W, b, targets)
+        xp = get_array_module(h)
+        scored = xp.flatnonzero(targets != IGNORE)
+        if scored.size < targets.size:
+            h, targets = h[scored], targets[scored]
+        ids = xp.asarray(self.sample.ids)
+        blocks = _Blocks(h, W[ids], self._corrected(b, ids))
+        sums = blocks.sums_of_exp(keep=is_backprop_enabled())
+        target_rows = W[targets]
+        d = xp.log(sums) - xp.einsum("ne,ne->n", h, target_rows) - self._corrected(b, targets)
+        if blocks.shift is not None:
+            d += blocks.shift
+        hit = xp.isin(targets, ids)
+        losses = xp.where(hit, d, xp.logaddexp(0, d))
+        slope = xp.where(hit, 1, xp.exp(d - losses)).astype(h.dtype)
+        self.save(blocks, sums, slope, ids, targets, target_rows, scored)
+        return xp.asarray(losses.sum(dtype="float64") / max(scored.size, 1), h.dtype)
+
+    def backward(self, dloss):
+        blocks, sums, slope, ids, targets, target_rows, scored = self.saved
+        xp, h = get_array_module(sums), blocks.h
+        slope = slope * (dloss / max(scored.size, 1))
+        drawn_dW, drawn_db = xp.empty_like(blocks.W), xp.empty_like(blocks.b)
+        row_scale = slope / sums
+        dh = blocks.gradients(h * row_scale[:, None], row_scale, (drawn_dW, True), (drawn_db, True))
+        dh -= slope[:, None] * target_rows
+        dW = self._scatter(1, ids, drawn_dW, targets, h * -slope[:, None])
+        db = self._scatter(2, ids, drawn_db, targets, -slope)
+        if scored.size < self.inputs[3].shape[0]:
+            full = xp.zeros(self.inputs[0].shape, h.dtype)
+            full[scored] = dh
+            dh = full
+        return dh, dW, db, None
+
+    def _scatter(self, index: int, ids: Any, drawn: Any, targets: Any, of_targets: Any) -> Any:
+        """The gradient of the matrix or of the bias: only the rows of drawn words and targets are not 0."""
+        if not self.needs_grad(index):
+            return None
+        target, unwritten = self.grad_target(index, like=drawn)
+        if unwritten:
+            target[...] = 0
+        target[ids] += drawn  # each id stands once
+        add_rows(target, targets, of_targets)
+        return target
+
+    def _corrected(self, b: Any, ids: Any) -> Any:
+        """(len(ids)): the bias of these words, less the log of their expected counts."""
+        counts = LogUniformSampler(len(b)).expected_count(ids, self.sample.num_tries)
+        return b[ids] - get_array_module(b).log(counts).astype(b.dtype)
+
+    def _check(self, h: Any, W: Any, b: Any, targets: Any) -> None:
+        ids, num_tries = self.sample
+        if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1]:
+            raise ShapeError(f"{self.label}: h must be (N, E) and W (V, E); got {h.shape} and {W.shape}")
+        self.check_shape("b", b.shape, W.shape[:1], f"W is {W.shape}")
+        self.check_shape("targets", targets.shape, h.shape[:1], f"h is {h.shape}")
+        check_ids(f"{self.label}: targets", targets, W.shape[0], lowest=IGNORE)
+        check_ids(f"{self.label}: sampled ids", ids, W.shape[0])
+        if not 0 < len(np.unique(ids)) == len(ids) <= num_tries:
+            raise InputError(
+                f"{self.label}: sampled ids must be different words, at least one and at most one a try; "
+                f"got {len(ids)} ids, {len(np.unique(ids))} different, in {num_tries} tries"
+            )
+
+
+def sampled_softmax_loss(h: Any, W: Any, b: Any, targets: Any, sample: Sample) -> Variable:
+    """Mean cross-entropy of each target among itself and the sampled words, log Q taken from each logit.
+
+    Its memory is blocks of (N, num_samples) and the drawn rows of W; W's gradient is written in place.
+    A loss to train with: the perplexity of a text is that of the full softmax, `tied_softmax_loss`.
+
+    Args:
+        h: (N, E), outputs of the last layer.
+        W: (V, E), the decoder's weight, words by falling frequency.
+        b: (V), the decoder's bias.
+        targets: (N) integers, each in [0, V), or -1 for a row that is not scored.
+        sample: words that `LogUniformSampler(V).sample` has drawn, the same for all rows.
+
+    Returns:
+        The mean over the scored rows, in nats; 0 if there are none.
+
+    Raises:
+        ShapeError, DtypeError, InputError: sizes that do not fit, targets or samples that are no ids or out
+            of range, a sample that holds a word twice.
+    """
+    return SampledSoftmaxLoss(sample).apply(h, W, b, as_ids("sampled_softmax_loss: targets", targets))

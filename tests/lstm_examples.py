@@ -1,0 +1,24 @@
+"""Sizes for the tests of both LSTMs, and how small ones take the paths of large ones."""
+
+from autograd import parallel
+from minilstm import lstm_kernels
+
+# (T, B, I, H): sizes of one, an empty batch, several panels of 32 columns, more rows than panels are for.
+SHAPES = [(1, 1, 1, 1), (3, 2, 4, 5), (2, 0, 3, 4), (5, 1, 2, 3), (4, 3, 5, 1), (3, 4, 7, 33), (2, 25, 3, 20)]
+PATHS = ["plain", "split depth", "threads", "threads and split depth"]
+
+
+def take_path(monkeypatch, name):
+    if "split" in name:
+        monkeypatch.setattr(lstm_kernels, "SMALL_PRODUCT", 32 * 33)
+    if "threads" in name:
+        use_threads(monkeypatch)
+
+
+def use_threads(monkeypatch, threads=3):
+    """Take the paths of large sizes, several threads and all, on tiny ones."""
+    monkeypatch.setattr(lstm_kernels, "MIN_PARALLEL_WORK", 0)
+    monkeypatch.setattr(lstm_kernels, "num_threads", lambda: threads)
+    monkeypatch.setattr("minilstm.lstm.num_threads", lambda: threads)
+    monkeypatch.setattr(parallel, "MIN_PARALLEL_PRODUCT", 0)
+    monkeypatch.setattr(parallel, "num_threads", lambda: threads)
