@@ -91,7 +91,8 @@ def text_features(
     finished = []
     for start, stop in zip([0, *ends[:-1]], ends, strict=True):
         running = int((lengths > start).sum())
-        outputs, state = encoder.encode(ids[start:stop, :running], _rows(state, slice(running)), masks)
+        masks_here = None if masks is None else _LaterMasks(masks, int(start))
+        outputs, state = encoder.encode(ids[start:stop, :running], _rows(state, slice(running)), masks_here)
         pools.add(outputs)
         going_on = int((lengths > stop).sum())
         found = dict(zip("hc", state[-1], strict=True)) | pools.found()
@@ -102,6 +103,21 @@ def text_features(
 
 def _rows(state: State | None, rows: slice) -> State | None:
     return None if state is None else [(h[rows], c[rows]) for h, c in state]
+
+
+class _LaterMasks(MaskStream):
+    """The masks of a window from one of its steps on: its pieces draw what the whole window would.
+
+    Masks over weights, words and rows hold for all steps; those that change from step to step go on.
+    """
+
+    def __init__(self, masks: MaskStream, first_step: int) -> None:
+        super().__init__(masks.seed, masks.window, masks.first_row)
+        self.first_step = first_step
+
+    def step_mask(self, place: str, shape: tuple[int, ...], keep_prob: float, dtype: Any = np.float32) -> Any:
+        from_first = (self.first_step + shape[0], *shape[1:])
+        return super().step_mask(place, from_first, keep_prob, dtype)[self.first_step :]
 
 
 class _Pools:
@@ -209,13 +225,15 @@ class Classifier:
         masks: MaskStream,
         class_weights: np.ndarray | None = None,
     ) -> Variable:
-        """Mean cross-entropy in nats; class weights (classes,) weigh each text by its class."""
+        """Mean cross-entropy in nats; class weights (classes,) multiply each text's by its class's weight.
+
+        The mean is over the texts, not over their weights: a batch without the rare class weighs little.
+        """
         logits = self.logits(texts, masks)
         if class_weights is None:
             return F.softmax_cross_entropy(logits, labels)
-        weights = class_weights[labels].astype(logits.dtype)
         chosen = F.log_softmax(logits)[np.arange(len(labels)), labels]
-        return -F.sum(chosen * (weights / weights.sum()))
+        return -F.mean(chosen * class_weights[labels].astype(logits.dtype))
 
     def log_probs(self, texts: Sequence[np.ndarray], batch_size: int = 64) -> np.ndarray:
         """log P(class) (number of texts, classes), float64; no dropout, texts of like length side by side."""
@@ -255,7 +273,7 @@ def load_classifier(path: Path, vocabulary: Vocabulary) -> tuple[Classifier, dic
     try:
         model = ModelConfig(**_tuples(facts["model"]))
         head = HeadConfig(**_tuples(facts["head"]))
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise InputError(
             f"{path}: is no checkpoint of a classifier; make one: python -m train.classify"
         ) from None

@@ -301,9 +301,9 @@ def batches(rows: Rows, batch_size: int, seed: list[int]) -> Iterator[np.ndarray
 
 
 def _balanced(rows: Rows) -> np.ndarray:
-    """(classes,): inverse to how many texts a class has; 0 for a class without."""
+    """(classes,): inverse to how many texts a class has, 1 on average over the texts."""
     counts = np.array(list(rows.facts["classes"].values()), float)
-    return np.divide(1.0, counts, out=np.zeros_like(counts), where=counts > 0)
+    return np.divide(counts.sum() / np.count_nonzero(counts), counts, out=counts, where=counts > 0)
 
 
 def make_classifier(encoder: LanguageModel, config: ClassifyConfig, classes: list[str]) -> Classifier:
