@@ -108,7 +108,7 @@ def _matrix(texts: list[list[str]], number: dict[str, int], idf: np.ndarray | No
 
 
 def _logistic_regression(
-    x: _Sparse, labels: np.ndarray, l2: float, tolerance: float = 1e-4, steps: int = 2000
+    x: _Sparse, labels: np.ndarray, l2: float, tolerance: float = 1e-4, steps: int = 500
 ) -> np.ndarray:
     """Weights (features, classes) that minimise mean cross-entropy + ½ l2 ‖W‖², the bias not shrunk.
 

@@ -18,7 +18,9 @@ again, goes on after the last.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -38,7 +40,7 @@ from train import classify, wt103
 from train.classification_data import Texts, class_names
 from train.environment import environment
 from train.files import atomic_write
-from train.prepare import default_data_dir
+from train.prepare import default_data_dir, prepare
 from train.sources import find_source
 
 SIZES = {
@@ -47,16 +49,16 @@ SIZES = {
     "order": {"train": 2000, "valid": 500, "test": 1000},
 }
 LANGUAGE_MODEL = {
-    "embedding_size": 96, "hidden_size": 128, "num_layers": 2, "batch_size": 20, "epochs": 2,
+    "embedding_size": 96, "hidden_size": 128, "num_layers": 2, "batch_size": 20, "epochs": 1,
     "learning_rate": 5e-3, "warmup_steps": 20,
 }  # fmt: skip
-NUM_WORDS, VOCABULARY = 400_000, 5000  # that the language model reads, and knows
+NUM_WORDS, VOCABULARY = 600_000, 10_000  # that the language model reads, and knows
 CLASSIFIERS = {
-    "scratch": ["--epochs", "6", "--from-scratch"],
-    "pretrained": ["--epochs", "6"],
-    "ulmfit": ["--epochs", "8", "--unfreeze", "gradual", "--layer-decay", "2.6"],
+    "scratch": ["--epochs", "8", "--from-scratch"],
+    "pretrained": ["--epochs", "8"],
+    "ulmfit": ["--epochs", "8", "--unfreeze", "gradual", "--layer-decay", "2.6", "--learning-rate", "1e-2"],
 }
-COMMON = ["--features", "h,c,mean,max", "--learning-rate", "3e-3", "--batch-size", "20", "--json"]
+COMMON = ["--features", "h,c,mean,max", "--learning-rate", "3e-3", "--batch-size", "32"]
 SYSTEMS = ("majority", "words", "pairs", *CLASSIFIERS)
 
 
@@ -67,17 +69,23 @@ def read_splits(data: str) -> dict[str, Lines]:
 
 
 def train_language_model(
-    splits: dict[str, Lines], folder: Path, num_words: int, knobs: dict[str, Any]
+    splits: dict[str, Lines],
+    folder: Path,
+    num_words: int,
+    knobs: dict[str, Any],
+    vocabulary: int = VOCABULARY,
 ) -> Path:
     """A language model of a part of the training split, trained where it is not there yet; its run folder."""
     run = folder / "language-model"
     if not (run / "result.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         text = folder / "language-model.txt"
-        text.write_text(with_rare_words_unknown(splits["train"], num_words, VOCABULARY), encoding="utf-8")
+        text.write_text(with_rare_words_unknown(splits["train"], num_words, vocabulary), encoding="utf-8")
         settings = [part for name, value in knobs.items() for part in ("--set", f"{name}={value}")]
-        arguments = ["--preset", "quickstart", "--data", str(text), "--run-dir", str(run), *settings]
-        wt103.main([*arguments, "--resume"] if (run / "config.toml").exists() else arguments)
+        tokens = prepare(text, folder / "language-model.h5")
+        arguments = ["--preset", "quickstart", "--data", str(tokens), "--run-dir", str(run), *settings]
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            wt103.main([*arguments, "--resume"] if (run / "config.toml").exists() else arguments)
     return run
 
 
@@ -103,7 +111,8 @@ def classifier_accuracy(run: Path, task: Path, out: Path, flags: list[str]) -> f
     """Accuracy on the test part of what `train.classify` makes, where it is not there yet."""
     if not (out / "result.json").exists():
         resume = ["--resume"] if (out / "classifier.json").exists() else []
-        classify.main([str(run), str(task), "--run-dir", str(out), *flags, *resume])
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            classify.main([str(run), str(task), "--run-dir", str(out), *flags, *resume])
     return json.loads((out / "result.json").read_text(encoding="utf-8"))["test"]["accuracy"]
 
 

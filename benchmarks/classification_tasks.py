@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from train.classification_data import PARTS, Texts
+from train.corpus import UNK
 
 Lines = list[list[str]]
 """Lines of text as words."""
@@ -77,14 +78,14 @@ def order_task(lines: Lines, rng: np.random.Generator) -> list[Example]:
 
 
 def articles(lines: Lines) -> dict[str, Lines]:
-    """The lines of each article by its title, which stands between single marks."""
+    """The lines of each article by its title, which stands between single marks, if all of it is known."""
     found: dict[str, Lines] = {}
     for line in lines:
         if line and line[0] == line[-1] == "=" and line[1] != "=":
             body = found.setdefault(" ".join(line[1:-1]), [])
         elif found:
             body.append(line)
-    return found
+    return {title: body for title, body in found.items() if UNK not in title}
 
 
 def article_task(lines: Lines, part: str) -> list[Example]:
@@ -131,7 +132,7 @@ def write_task(folder: Path, parts: dict[str, Texts]) -> Path:
 
 
 def with_rare_words_unknown(lines: Lines, num_words: int, num_kept: int) -> str:
-    """The first `num_words` words as text; all but the `num_kept` most frequent words in it are <unk>."""
+    """The first `num_words` words as text; all but the `num_kept` most frequent words in it are `<unk>`."""
     taken, count = [], 0
     for line in lines:
         if count >= num_words:
@@ -142,4 +143,4 @@ def with_rare_words_unknown(lines: Lines, num_words: int, num_kept: int) -> str:
         [word for line in taken for word in line], return_index=True, return_counts=True
     )
     frequent = set(words[np.lexsort((first, -counts))[:num_kept]].tolist())
-    return "".join(" ".join(w if w in frequent else "<unk>" for w in line) + "\n" for line in taken)
+    return "".join(" ".join(w if w in frequent else UNK for w in line) + "\n" for line in taken)
