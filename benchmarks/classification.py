@@ -49,10 +49,10 @@ SIZES = {
     "order": {"train": 2000, "valid": 500, "test": 1000},
 }
 LANGUAGE_MODEL = {
-    "embedding_size": 96, "hidden_size": 128, "num_layers": 2, "batch_size": 20, "epochs": 1,
-    "learning_rate": 5e-3, "warmup_steps": 20,
+    "embedding_size": 128, "num_layers": 1, "batch_size": 20, "epochs": 2, "learning_rate": 5e-3,
+    "warmup_steps": 20, "encoder_last_input_keep_prob": 1.0, "encoder_last_output_keep_prob": 0.9,
 }  # fmt: skip
-NUM_WORDS, VOCABULARY = 600_000, 10_000  # that the language model reads, and knows
+NUM_WORDS, VOCABULARY = 400_000, 5000  # that the language model reads, and knows
 CLASSIFIERS = {
     "scratch": ["--epochs", "8", "--from-scratch"],
     "pretrained": ["--epochs", "8"],

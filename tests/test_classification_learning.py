@@ -11,6 +11,7 @@ from wikitext import wikitext_folder
 
 from benchmarks.bag_of_words import _features, _logistic_regression, fit_bag_of_words
 from benchmarks.classification import (
+    LANGUAGE_MODEL,
     bag_of_words_accuracy,
     classifier_accuracy,
     majority_accuracy,
@@ -27,17 +28,15 @@ from benchmarks.classification_tasks import (
 )
 from train.classification_data import read_texts
 
-SMALL = {
-    "embedding_size": 64, "num_layers": 1, "batch_size": 20, "learning_rate": 5e-3,
-    "warmup_steps": 20, "encoder_last_input_keep_prob": 1.0, "encoder_last_output_keep_prob": 0.9,
-}  # fmt: skip
+SMALL = {**LANGUAGE_MODEL, "embedding_size": 64}
+WORDS, VOCABULARY = 200_000, 2000  # that the language model reads, and knows
 FLAGS = ["--learning-rate", "3e-3"]
 
 
-def accuracies(name, data, folder, sizes, flags, words, vocabulary, **knobs):
-    """Test accuracy of every system on a task, the language model trained on so many words."""
+def accuracies(name, data, folder, sizes, flags):
+    """Test accuracy of every system on a task."""
     splits = read_splits(data)
-    run = train_language_model(splits, folder, words, {**SMALL, **knobs}, vocabulary)
+    run = train_language_model(splits, folder, WORDS, SMALL, VOCABULARY)
     parts = make_task(name, splits, sizes, seed=0)
     task = write_task(folder / "task", parts)
     found = {
@@ -59,7 +58,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_order_of_words_is_learned(folder):
     sizes = {"train": 2000, "valid": 400, "test": 700}
-    found = accuracies("order", "python-docs", folder, sizes, ["--epochs", "4"], 200_000, 2000, epochs=2)
+    found = accuracies("order", "python-docs", folder, sizes, ["--epochs", "4"])
     assert found["words"] < 0.6  # by construction; else the task is not what it says
     best_rival = max(found[name] for name in ("majority", "words", "pairs"))
     assert found["pretrained"] > best_rival + 0.04
@@ -70,7 +69,7 @@ def test_headings_are_told_from_text(folder):
     sizes = {"train": 400, "valid": 400, "test": 1000}
     flags = ["--epochs", "8", "--features", "h,c,mean,max"]
     data = str(wikitext_folder("wikitext-2"))
-    found = accuracies("heading", data, folder, sizes, flags, 300_000, 8000, epochs=1)
+    found = accuracies("heading", data, folder, sizes, flags)
     assert found["pretrained"] > max(found[name] for name in ("majority", "words", "pairs")) + 0.02
 
 

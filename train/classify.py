@@ -105,9 +105,10 @@ def _make(args: argparse.Namespace) -> int:
     }
     classifier = make_classifier(encoder, config, classes)
     training = ClassifierTraining(config, classifier, parts, folder, vocabulary.fingerprint())
+    if args.resume:
+        folder.check_settings(settings)
     with folder.locked():
         if args.resume:
-            folder.check_settings(settings)
             training.restore()
         else:
             folder.create_for(settings, vocabulary)
