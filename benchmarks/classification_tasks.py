@@ -34,7 +34,8 @@ def read_lines(text: str) -> Lines:
 
 def sentences(lines: Lines) -> Lines:
     """Runs of words that end in a full stop; headings, marked by `=`, are none."""
-    found, sentence = [], []
+    found: Lines = []
+    sentence: list[str] = []
     for line in lines:
         if not line or line[0] == "=":
             continue
