@@ -26,6 +26,9 @@ class ModelConfig:
         last_hidden_size: units of the last layer; 0: embedding_size, which tied weights ask for.
         tied_weights: the decoder's weight is the embedding matrix (Press & Wolf 2017); else it has its own.
         layer_norm: cells with layer normalisation instead of a bias (Ba et al. 2016), as `lstmlm` has them.
+        layer_norm_epsilon: what those add to every variance; 0: 1e-12, and 1e-3 in float16, as `lstmlm`. A
+            row of equal units (every word left out, no state) multiplies its gradient by 1/√ε at each
+            normalisation: clip, or take 1e-5, as PyTorch does.
         residual: to the output of each layer its input is added, both of one width.
 
         encoder_emb_keep_prob: the embedding matrix at lookup, drawn once per window; the decoder uses the
@@ -67,6 +70,7 @@ class ModelConfig:
     last_hidden_size: int = 0
     tied_weights: bool = True
     layer_norm: bool = False
+    layer_norm_epsilon: float = 0.0
     residual: bool = False
 
     encoder_emb_keep_prob: float = 1.0

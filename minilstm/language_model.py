@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -277,6 +278,8 @@ class LanguageModel:
         state = self.initial_state(inputs.shape[1]) if state is None else state
         self._check_state(state, inputs.shape[1])
         run_lstm = LSTMS[self.implementation][self.config.layer_norm]
+        if self.config.layer_norm:
+            run_lstm = functools.partial(run_lstm, epsilon=self.config.layer_norm_epsilon)
         dropouts = Dropouts(self.config, masks, self.dtype)
 
         x = skip = y = dropouts.embedding(inputs, self.embedding)
