@@ -17,31 +17,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from autograd import Function, InputError, ShapeError, Variable
+from autograd import Function, ShapeError, Variable
 from autograd.backend import get_array_module
-from autograd.functions.embedding import as_ids, check_ids
-from autograd.functions.loss import IGNORE, log_softmax_array
+from autograd.functions.embedding import as_ids
+from autograd.functions.loss import log_softmax_array
 from autograd.mode import no_backprop_mode
-from minilstm.tied_softmax import CrossEntropy, ScoredRows, assign_or_add
-
-
-def check_bands(bands: Sequence[int], vocab_size: int) -> None:
-    """Refuse bands that do not cut the vocabulary into a head and at least one band, none of them empty.
-
-    Args:
-        bands: the first word of each band, rising.
-        vocab_size: V.
-
-    Raises:
-        InputError: they are not of that kind.
-    """
-    whole = all(isinstance(first, int) and not isinstance(first, bool) for first in bands)
-    bounds = [0, *bands, vocab_size]
-    if not bands or not whole or any(low >= high for low, high in zip(bounds[:-1], bounds[1:], strict=True)):
-        raise InputError(
-            "adaptive softmax: bands must be whole numbers, the first word of each band, rising, above 0 and "
-            f"below the {vocab_size} words of the vocabulary; got {list(bands)}"
-        )
+from minilstm.config import check_bands
+from minilstm.tied_softmax import (
+    CrossEntropy,
+    ScoredRows,
+    assign_or_add,
+    check_decoder,
+    check_loss_inputs,
+)
 
 
 def _band_words(bands: Sequence[int], vocab_size: int) -> list[slice]:
@@ -59,9 +47,8 @@ class AdaptiveSoftmaxLoss(Function):
         self.bands = tuple(bands)
 
     def forward(self, h, W, b, band_W, band_b, targets):
-        _check_shapes(self.label, h, W, b, band_W, band_b, self.bands)
-        self.check_shape("targets", targets.shape, h.shape[:1], f"h is {h.shape}")
-        check_ids(f"{self.label}: targets", targets, len(W), lowest=IGNORE)
+        check_loss_inputs(self.label, h, W, b, targets)
+        _check_bands_fit(self.label, W, band_W, band_b, self.bands)
         scored = ScoredRows(targets)
         rows = _AdaptiveCrossEntropy(scored.pick(h), W, b, band_W, band_b, scored.pick(targets), self.bands)
         self.save(rows, scored)
@@ -104,12 +91,11 @@ class _AdaptiveCrossEntropy:
             self.tails.append((words, where, tail))
 
 
-def _check_shapes(name: str, h: Any, W: Any, b: Any, band_W: Any, band_b: Any, bands: Sequence[int]) -> None:
-    if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1]:
-        raise ShapeError(f"{name}: h must be (N, E) and W (V, E); got {h.shape} and {W.shape}")
+def _check_bands_fit(name: str, W: Any, band_W: Any, band_b: Any, bands: Sequence[int]) -> None:
+    """Raise in the words of the caller, `name`, unless the bands and what belongs to them fit W."""
     (V, E), K = W.shape, len(bands)
-    check_bands(bands, V)
-    for what, array, shape in (("b", b, (V,)), ("band_W", band_W, (K, E)), ("band_b", band_b, (K,))):
+    check_bands(bands, V, f"{name}: bands")
+    for what, array, shape in (("band_W", band_W, (K, E)), ("band_b", band_b, (K,))):
         if array.shape != shape:
             raise ShapeError(
                 f"{name}: {what} must be {shape} because W is {W.shape} and there are {K} bands; "
@@ -152,8 +138,8 @@ def adaptive_token_losses(
     Raises:
         ShapeError, InputError: sizes or bands that do not fit, targets out of range.
     """
-    _check_shapes("adaptive_token_losses", h, W, b, band_W, band_b, bands)
-    check_ids("adaptive_token_losses: targets", targets, len(W))
+    check_loss_inputs("adaptive_token_losses", h, W, b, targets, lowest=0)
+    _check_bands_fit("adaptive_token_losses", W, band_W, band_b, bands)
     with no_backprop_mode():
         return _AdaptiveCrossEntropy(h, W, b, band_W, band_b, targets, bands).losses
 
@@ -164,7 +150,8 @@ def adaptive_log_probs(h: Any, W: Any, b: Any, band_W: Any, band_b: Any, bands: 
     Raises:
         ShapeError, InputError: sizes or bands that do not fit.
     """
-    _check_shapes("adaptive_log_probs", h, W, b, band_W, band_b, bands)
+    check_decoder("adaptive_log_probs", h, W, b)
+    _check_bands_fit("adaptive_log_probs", W, band_W, band_b, bands)
     log_probs = get_array_module(h).empty((len(h), len(W)), h.dtype)
     head = log_softmax_array(h @ _head(W, band_W, bands).T + _head(b, band_b, bands))
     log_probs[:, : bands[0]] = head[:, : bands[0]]

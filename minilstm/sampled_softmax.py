@@ -167,7 +167,7 @@ class SampledSoftmaxLoss(Function):
         return b[ids] - get_array_module(b).log(counts).astype(b.dtype)
 
     def _check(self, h: Any, W: Any, b: Any, targets: Any) -> None:
-        check_loss_inputs(self, h, W, b, targets)
+        check_loss_inputs(self.label, h, W, b, targets)
         ids, num_tries = self.sample
         check_ids(f"{self.label}: sampled ids", ids, W.shape[0])
         if not 0 < len(np.unique(ids)) == len(ids) <= num_tries:

@@ -446,7 +446,8 @@ def test_embedding_init_scale():
 @pytest.mark.parametrize("softmax", ["sampled", "adaptive"])
 @pytest.mark.parametrize("tied_weights", [True, False])
 def test_softmax(softmax, tied_weights):
-    knobs = {"softmax": softmax, "num_samples": 6, "adaptive_bands": (3, 7), "tied_weights": tied_weights}
+    knobs = {"softmax": softmax, "num_samples": 6, "tied_weights": tied_weights}
+    knobs |= {"adaptive_bands": (3, 7)} if softmax == "adaptive" else {}
     assert_equals_the_plain_model(**knobs)
     assert_gradient_equals_differences(**knobs)
 
@@ -544,11 +545,8 @@ def random_knobs(seed):
     knobs = {name: float(rng.choice([0.5, 0.8, 1.0])) for name in KEEP_PROBS}
     knobs |= {name: str(rng.choice(meanings)) for name, meanings in MEANINGS.items()}
     knobs |= {"softmax": str(rng.choice(["full", "sampled", "adaptive"])), "num_samples": 7}
-    knobs |= {
-        "adaptive_bands": (2, 6),
-        "layer_norm": bool(rng.integers(2)),
-        "residual": bool(rng.integers(2)),
-    }
+    knobs |= {"adaptive_bands": (2, 6) if knobs["softmax"] == "adaptive" else ()}
+    knobs |= {"layer_norm": bool(rng.integers(2)), "residual": bool(rng.integers(2))}
     knobs |= {"tied_weights": bool(rng.integers(2)), "lstm_init": str(rng.choice(["uniform", "glorot"]))}
     knobs |= {"activation_regularization": 2.0, "temporal_activation_regularization": float(rng.integers(2))}
     if knobs["residual"]:

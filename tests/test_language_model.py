@@ -34,7 +34,7 @@ def test_the_model_cards_size(vocab_size, expected):
         {"tied_weights": False, "last_hidden_size": 9, "layer_norm": True},
         {"softmax": "adaptive", "adaptive_bands": (2, 5, 9)},
         {"softmax": "adaptive", "adaptive_bands": (2,), "tied_weights": False, "last_hidden_size": 9},
-        {"softmax": "sampled", "num_samples": 5, "adaptive_bands": (2,), "lstm_init": "glorot"},
+        {"softmax": "sampled", "num_samples": 5, "lstm_init": "glorot"},
     ],
     ids=str,
 )
