@@ -75,9 +75,10 @@ class LogUniformSampler:
                 f"got {num_samples}; lower num_samples, or take softmax 'full'"
             )
         drawn = np.zeros(self.vocab_size, bool)
-        missing, num_tries = num_samples, 0
+        missing, num_tries, count = num_samples, 0, num_samples
         while True:
-            draws = self._draw(min(2 * missing + 64, MAX_DRAWS), generator)
+            count = min(2 * count, MAX_DRAWS)  # rare words need ever more draws
+            draws = self._draw(count, generator)
             new = _first_places(draws, drawn)[:missing]
             drawn[draws[new]] = True
             missing -= len(new)
@@ -99,7 +100,9 @@ def _first_places(draws: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 
 def check_sorted_by_frequency(counts: Any) -> None:
-    """Refuse a vocabulary whose ids do not go by falling frequency: the log-uniform sampler relies on it.
+    """Refuse a vocabulary whose ids do not go by falling frequency.
+
+    The log-uniform sampler takes it so, and so do the bands of the adaptive softmax.
 
     Args:
         counts: (V), how often each word stands in the training text, by id.
@@ -111,9 +114,9 @@ def check_sorted_by_frequency(counts: Any) -> None:
     if len(rising):
         word = int(rising[0])
         raise InputError(
-            "sampled softmax: word ids must go by falling frequency; "
+            "sampled and adaptive softmax: word ids must go by falling frequency; "
             f"word {word} stands {counts[word]} times, word {word + 1} {counts[word + 1]} times; "
-            "prepare the text with train.prepare, or take softmax 'full' or 'adaptive'"
+            "prepare the text with train.prepare, or take softmax 'full'"
         )
 
 
@@ -143,8 +146,7 @@ class SampledSoftmaxLoss(Function):
         xp, h = get_array_module(sums), blocks.h
         slope = slope * (dloss / scored.count)
         drawn_dW, drawn_db = xp.empty_like(blocks.W), xp.empty_like(blocks.b)
-        row_scale = slope / sums
-        dh = blocks.gradients(h * row_scale[:, None], row_scale, (drawn_dW, True), (drawn_db, True))
+        dh = blocks.gradients(slope / sums, (drawn_dW, True), (drawn_db, True))
         dh -= slope[:, None] * target_rows
         dW = self._scatter(1, ids, drawn_dW, targets, h * -slope[:, None])
         db = self._scatter(2, ids, drawn_db, targets, -slope)

@@ -140,11 +140,10 @@ class CrossEntropy:
             dW, db: (array, unwritten) as `Function.grad_target` gives them; written or added to.
         """
         h, W, b = self.blocks.h, self.blocks.W, self.blocks.b
-        xp, row_scale = get_array_module(h), scale / self.sums
-        dh = self.blocks.gradients(h * row_scale[:, None], row_scale, dW, db)
+        dh = self.blocks.gradients(scale / self.sums, dW, db)
         dh -= scale * W[self.targets]  # the targets' part of (23)
         add_rows(dW[0], self.targets, h * -scale)  # of (24)
-        db[0][...] -= scale * xp.bincount(self.targets, minlength=len(b))  # of (25)
+        db[0][...] -= scale * get_array_module(h).bincount(self.targets, minlength=len(b))  # of (25)
         return dh
 
 
@@ -200,17 +199,16 @@ class SoftmaxBlocks:
             xp.maximum(highest, (self.h @ self.W[words].T + self.b[words]).max(axis=1), out=highest)
         return highest
 
-    def gradients(self, scaled_h: Any, row_scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool]) -> Any:
+    def gradients(self, row_scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool]) -> Any:
         """The softmax's part of dh (returned), dW and db, without the targets'.
 
         Args:
-            scaled_h: (N, E), h · row_scale.
             row_scale: (N), d(root)/d(loss of the row) / S.
             dW, db: (array, unwritten) as `Function.grad_target` gives them; written or added to.
         """
+        xp, scaled_h = get_array_module(self.h), self.h * row_scale[:, None]
 
         def part_gradients(part: slice) -> Any:
-            xp = get_array_module(self.h)
             dh, product = xp.zeros_like(self.h), xp.empty_like(self.h)
             for words, e in self._exponentials(part):
                 exp_b = self._exp_bias(words)
