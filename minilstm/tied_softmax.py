@@ -65,9 +65,7 @@ def check_loss_inputs(name: str, h: Any, W: Any, b: Any, targets: Any, lowest: i
     """
     check_decoder(name, h, W, b)
     if targets.shape != h.shape[:1]:
-        raise ShapeError(
-            f"{name}: targets must be {h.shape[:1]} because h is {h.shape}; got {targets.shape}"
-        )
+        raise ShapeError(f"{name}: targets must be {h.shape[:1]} because h is {h.shape}; got {targets.shape}")
     check_ids(f"{name}: targets", targets, len(W), lowest=lowest)
 
 

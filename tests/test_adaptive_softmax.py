@@ -277,7 +277,7 @@ def test_evaluation_saves_nothing():
     "bands", [(), (0, 5), (5, 5), (7, 5), (70,), (5, 71), (-3, 5), (5.0,), ("5",), (True, 5)], ids=str
 )
 def test_bands_that_do_not_cut_the_vocabulary_are_refused(bands):
-    message = "^mine must be whole numbers, the first word of each band, rising, above 0 and below the 70 words"
+    message = "^mine must be whole numbers, the first word of each band, rising, above 0 and below the 70"
     with pytest.raises(InputError, match=message):
         check_bands(bands, 70, "mine")
     with pytest.raises(InputError, match="^adaptive_softmax_loss: bands must be whole numbers"):

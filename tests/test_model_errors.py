@@ -51,11 +51,12 @@ def state_of(*shapes, dtype=np.float32):
         (
             state_of(((B, H), (B, H))),
             ShapeError,
-            "of shapes [(3, 6), (3, 6), (3, 4)], one per layer; got [(3, 6)]",
+            "of shapes [(3, 6), (3, 6), (3, 4)], one per layer; got h of [(3, 6)]",
         ),
-        (state_of(*[((2, H), (2, H))] * 2, ((2, E), (2, E))), ShapeError, "got [(2, 6), (2, 6), (2, 4)]"),
-        (state_of(*[((B, H), (B, H))] * 3), ShapeError, "got [(3, 6), (3, 6), (3, 6)]"),
-        (state_of(*[((B, H), (B, E))] * 2, ((B, E), (B, E))), ShapeError, "c0 must be (B, H) = (3, 6)"),
+        (state_of(*[((2, H), (2, H))] * 2, ((2, E), (2, E))), ShapeError, "h of [(2, 6), (2, 6), (2, 4)]"),
+        (state_of(*[((B, H), (B, H))] * 3), ShapeError, "got h of [(3, 6), (3, 6), (3, 6)]"),
+        (state_of(*[((B, H), (B, E))] * 2, ((B, E), (B, E))), ShapeError, "c of [(3, 4), (3, 4), (3, 4)]"),
+        ([], ShapeError, "one per layer; got h of []"),
         (
             state_of(*[((B, H), (B, H))] * 2, ((B, E), (B, E)), dtype=np.float64),
             DtypeError,
@@ -208,9 +209,9 @@ def test_a_scale_that_is_none_is_refused(value):
         ModelConfig(V, embedding_init_scale=value)
 
 
-@pytest.mark.parametrize("dtype", [np.int32, bool, complex])
-def test_a_model_of_integers_is_refused(dtype):
-    with pytest.raises(DtypeError, match="model: dtype must be"):
+@pytest.mark.parametrize("dtype", [np.int32, bool, complex, np.float16, np.longdouble])
+def test_a_model_of_another_precision_is_refused(dtype):
+    with pytest.raises(DtypeError, match="model: dtype must be float32 or float64; got"):
         LanguageModel(CONFIG, dtype=dtype)
 
 

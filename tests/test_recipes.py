@@ -258,7 +258,7 @@ def test_a_checkpoint_from_before_there_were_other_windows_goes_on(text, here):
     assert rows_of(run)[-1]["step"] == 4
 
 
-@pytest.mark.parametrize("knobs", [{"softmax": "sampled", "num_samples": 4}, BANDS], ids=["sampled", "adaptive"])
+@pytest.mark.parametrize("knobs", [{"softmax": "sampled", "num_samples": 4}, BANDS], ids=str)
 def test_a_softmax_by_frequency_over_ids_that_are_not_sorted_is_refused(knobs, text, here):
     path = prepare(text, here / f"unsorted-{knobs['softmax']}.h5")
     with h5py.File(path, "r+") as file:
@@ -274,7 +274,7 @@ def test_a_softmax_by_frequency_over_ids_that_are_not_sorted_is_refused(knobs, t
     ("knobs", "message"),
     [
         ({"softmax": "sampled", "num_samples": 500}, "num_samples must be at most vocab_size = 15; got 500"),
-        ({"softmax": "adaptive", "adaptive_bands": "[4, 20]"}, "adaptive_bands must be .* below the 15 words"),
+        ({"softmax": "adaptive", "adaptive_bands": "[4, 20]"}, "adaptive_bands must be .* below the 15"),
         ({"accumulate": 3}, "accumulate 3 must divide the 8 rows of each rank; .*one of 1, 2, 4, 8"),
     ],
 )
