@@ -143,6 +143,12 @@ class ModelConfig:
         widths = [self.embedding_size] + [self.hidden_size] * (self.num_layers - 1) + [self.output_size]
         return list(zip(widths[:-1], widths[1:], strict=True))
 
+    def activation_keep_probs(self, index: int) -> tuple[float, float]:
+        """(input, output) keep probability of one LSTM layer."""
+        if index == self.num_layers - 1:
+            return self.encoder_last_input_keep_prob, self.encoder_last_output_keep_prob
+        return self.encoder_dp_input_keep_prob, self.encoder_dp_output_keep_prob
+
     def layer_parameters(self, index: int) -> int:
         """Trained numbers of one LSTM layer: W_ih, W_hh and the bias, or gains and shifts instead of it."""
         inputs, units = self.layer_sizes[index]

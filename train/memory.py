@@ -48,9 +48,8 @@ def _embedding_floats(model: ModelConfig, steps: int) -> int:
 
 def _layer_floats(model: ModelConfig, index: int, steps: int) -> int:
     """What one layer holds from its forward to its backward pass."""
-    (inputs, units), last = model.layer_sizes[index], index == model.num_layers - 1
-    into = model.encoder_last_input_keep_prob if last else model.encoder_dp_input_keep_prob
-    out = model.encoder_last_output_keep_prob if last else model.encoder_dp_output_keep_prob
+    inputs, units = model.layer_sizes[index]
+    into, out = model.activation_keep_probs(index)
     product_and_mask = 2 if model.activation_dropout == "per_step" else 1  # a locked one is T times smaller
     floats = steps * (4 * units + 3 * units)  # gates; h, c, tanh(c)
     floats += steps * (5 * units + 5) if model.layer_norm else 0  # normalised gates and cell, 1 / deviations
