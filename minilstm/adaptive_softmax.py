@@ -1,15 +1,8 @@
 """The adaptive softmax: frequent words in a head, the others in bands, whose words are scored only if needed.
 
 Grave et al. 2017 (arXiv 1609.04309), tied as in AWD-LSTM's split cross-entropy: every word keeps its row of
-the one matrix W and its bias, and each band has a vector and a bias of its own, which stand in the head as if
-the band were one more word. With bands = (c_1, ..., c_K), the first word of each, and c_{K+1} = V,
-
-    log P(v) = head(v)                  v < c_1,              head = log softmax over c_1 words and K bands
-    log P(v) = head(band k) + tail_k(v) c_k <= v < c_{k+1},   tail_k = log softmax over the band's own words
-
-which is a distribution over all V words. A row's loss is the head's cross-entropy, of its word or of its
-band, plus, where it is a band, that band's: each softmax has its own rows, and each is computed by the blocks
-of the tied softmax. The head has all N rows but few words, a band many words but few rows.
+the one matrix W and its bias, and each band has a vector and a bias of its own in the head. Head and bands
+are each computed by the blocks of the tied softmax. See docs/lstm_backward.md, equations (71) to (73).
 """
 
 from __future__ import annotations
@@ -64,7 +57,7 @@ class AdaptiveSoftmaxLoss(Function):
         assign_or_add(dW, frequent, dhead_W[frequent])
         assign_or_add(db, frequent, dhead_b[frequent])
         for words, where, tail in rows.tails:
-            dh[where] += tail.gradients(scale, (dW[0][words], dW[1]), (db[0][words], db[1]))
+            dh[where] += tail.gradients(scale, (dW[0][words], dW[1]), (db[0][words], db[1]))  # (73)
         return scored.spread(dh), dW[0], db[0], dhead_W[frequent.stop :], dhead_b[frequent.stop :], None
 
 
@@ -87,7 +80,7 @@ class _AdaptiveCrossEntropy:
         for k, words in enumerate(_band_words(bands, len(W))):
             where = xp.flatnonzero(in_band == k)
             tail = CrossEntropy(h[where], W[words], b[words], targets[where] - words.start)
-            self.losses[where] += tail.losses
+            self.losses[where] += tail.losses  # (72)
             self.tails.append((words, where, tail))
 
 
@@ -155,6 +148,6 @@ def adaptive_log_probs(h: Any, W: Any, b: Any, band_W: Any, band_b: Any, bands: 
     log_probs = get_array_module(h).empty((len(h), len(W)), h.dtype)
     head = log_softmax_array(h @ _head(W, band_W, bands).T + _head(b, band_b, bands))
     log_probs[:, : bands[0]] = head[:, : bands[0]]
-    for k, words in enumerate(_band_words(bands, len(W))):
+    for k, words in enumerate(_band_words(bands, len(W))):  # (71)
         log_probs[:, words] = log_softmax_array(h @ W[words].T + b[words]) + head[:, bands[0] + k, None]
     return log_probs
