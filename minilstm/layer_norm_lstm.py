@@ -27,7 +27,7 @@ class LayerNormLSTM(Function):
     def forward(self, x, h0, c0, W_ih, W_hh, gate_gain, gate_shift, cell_gain, cell_shift):
         vectors = {"gate_gain": (gate_gain, 4), "gate_shift": (gate_shift, 4)}
         vectors |= {"cell_gain": (cell_gain, 1), "cell_shift": (cell_shift, 1)}
-        T, B, H = checked_sizes(x, h0, c0, W_ih, W_hh, vectors, self.candidate_mask)
+        T, B, H = checked_sizes("layer_norm_lstm", x, h0, c0, W_ih, W_hh, vectors, self.candidate_mask)
         xp, mask, epsilon = get_array_module(x), self.candidate_mask, epsilon_for(x.dtype, self.epsilon)
         factor, half = sigmoid_from_tanh(xp, H, x.dtype)
         shift = gate_shift.reshape(4, H).copy()

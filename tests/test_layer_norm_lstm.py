@@ -290,7 +290,7 @@ def test_rows_of_equal_units_have_the_derivative_that_differences_find(function,
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("W_ih", (20, 5), "lstm: W_ih must be (4H, I) = (20, 4) because x is (3, 2, 4) and h0 is (2, 5)"),
+        ("W_ih", (20, 5), "layer_norm_lstm: W_ih must be (4H, I) = (20, 4) because x is (3, 2, 4) and h0"),
         ("gate_gain", (5,), "gate_gain must be (4H) = (20,) because x is (3, 2, 4) and h0 is (2, 5)"),
         ("gate_shift", (4, 5), "gate_shift must be (4H) = (20,)"),
         ("cell_gain", (20,), "cell_gain must be (H) = (5,)"),
@@ -303,6 +303,8 @@ def test_a_shape_that_does_not_fit_is_named(name, shape, message):
     with pytest.raises(ShapeError) as raised:
         layer_norm_lstm(*inputs)
     assert message in str(raised.value)
+    assert str(raised.value).startswith("layer_norm_lstm: ")
+    assert ("Gates are stacked" in str(raised.value)) == (not name.startswith("cell"))
 
 
 def test_two_precisions_do_not_meet():
