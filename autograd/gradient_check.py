@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,11 +18,12 @@ TOLERANCE = 1e-7
 
 
 class Comparison(NamedTuple):
-    """A derivative along one direction, twice: from `backward`, and from a central difference.
+    """A derivative by one input along one direction, twice: from `backward`, and from a central difference.
 
     Attributes:
         analytic, numerical: the two.
-        norm: of the whole gradient, which the error is relative to.
+        norm: of the gradient of the input that was moved, which the error is relative to; a millionth of the
+            whole gradient's if it is less, as of a gradient that is 0 but for rounding.
     """
 
     analytic: float
@@ -78,7 +81,7 @@ def check_backward(
     step: float = STEP,
     tolerance: float = TOLERANCE,
 ) -> float:
-    """Assert that `function`'s gradients agree with central differences along random directions.
+    """Assert that `function`'s gradients agree with central differences, input by input.
 
     Args:
         tolerance: the worst relative error that passes.
@@ -116,10 +119,11 @@ def compare_backward(
     directions: int = 2,
     step: float = STEP,
 ) -> list[Comparison]:
-    """`function`'s gradients beside central differences, along random directions.
+    """`function`'s gradients beside central differences, each input's by itself, along random directions.
 
-    A derivative along a random direction costs two evaluations however large the inputs are, and a
-    wrong element of the gradient shows in it with probability one.
+    A derivative along a random direction costs two evaluations however large the input is. A wrong element
+    of the gradient shows in it as far as it is large beside the whole gradient of that input; other inputs,
+    whose gradients may be a thousand times larger, do not hide it.
 
     Args:
         function: takes Variables, returns a Variable or several.
@@ -127,8 +131,8 @@ def compare_backward(
         grad_outputs: d(root)/d(output), one for each output; None for one that gets no gradient.
             Random if not given.
         seed: of the directions and of grad_outputs.
-        directions: how many are tried.
-        step: how far the inputs are moved along the direction, both ways.
+        directions: how many are tried of each input.
+        step: how far an input is moved along the direction, both ways.
 
     Raises:
         TypeError: no input is float64.
@@ -138,21 +142,22 @@ def compare_backward(
     if not moved:
         raise TypeError("check_backward: differences need float64; no input has it")
     variables = [Variable(array, requires_grad=index in moved) for index, array in enumerate(inputs)]
-    outputs = _as_tuple(function(*variables))
+    outputs = as_tuple(function(*variables))
     if grad_outputs is None:
         grad_outputs = [rng.standard_normal(output.shape) for output in outputs]
     backward_all(outputs, grad_outputs)
-    gradients = [variables[index].grad for index in moved]
-    norm = float(np.sqrt(sum(float((grad**2).sum()) for grad in gradients if grad is not None)))
+    norms = {index: _norm(variables[index].grad) for index in moved}
+    whole = math.hypot(*norms.values())
 
     comparisons = []
-    for _ in range(directions):
-        direction = [rng.standard_normal(np.shape(inputs[index])) for index in moved]
+    for index, _ in itertools.product(moved, range(directions)):
+        gradient, direction = variables[index].grad, rng.standard_normal(np.shape(inputs[index]))
         above, below = (
-            _weighted_sum(_arrays(function, _shifted(inputs, moved, direction, sign * step)), grad_outputs)
+            _weighted_sum(_arrays(function, _shifted(inputs, index, sign * step * direction)), grad_outputs)
             for sign in (+1, -1)
         )
-        analytic = _weighted_sum(gradients, direction)
+        norm = max(norms[index], 1e-6 * whole)
+        analytic = _weighted_sum([gradient], [direction])
         comparisons.append(Comparison(analytic, (above - below) / (2 * step), norm))
     return comparisons
 
@@ -172,20 +177,24 @@ def backward_all(outputs: Sequence[Variable], grad_outputs: Sequence[Any]) -> No
     total.backward()
 
 
-def _as_tuple(outputs: Any) -> tuple[Variable, ...]:
+def as_tuple(outputs: Any) -> tuple[Variable, ...]:
+    """What a call returned, a tuple always."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _arrays(function: Callable[..., Any], inputs: Sequence[Any]) -> list[np.ndarray]:
     variables = [Variable(array, requires_grad=False) for array in inputs]
-    return [output.data for output in _as_tuple(function(*variables))]
+    return [output.data for output in as_tuple(function(*variables))]
 
 
-def _shifted(inputs: Sequence[Any], moved: list[int], direction: list[np.ndarray], step: float) -> list[Any]:
+def _shifted(inputs: Sequence[Any], index: int, change: np.ndarray) -> list[Any]:
     shifted = list(inputs)
-    for index, towards in zip(moved, direction, strict=True):
-        shifted[index] = inputs[index] + step * towards
+    shifted[index] = inputs[index] + change
     return shifted
+
+
+def _norm(gradient: Any) -> float:
+    return 0.0 if gradient is None else math.sqrt(float((gradient**2).sum()))
 
 
 def _weighted_sum(arrays: Sequence[Any], weights: Sequence[Any]) -> float:

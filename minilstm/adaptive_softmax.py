@@ -1,15 +1,8 @@
 """The adaptive softmax: frequent words in a head, the others in bands, whose words are scored only if needed.
 
 Grave et al. 2017 (arXiv 1609.04309), tied as in AWD-LSTM's split cross-entropy: every word keeps its row of
-the one matrix W and its bias, and each band has a vector and a bias of its own, which stand in the head as if
-the band were one more word. With bands = (c_1, ..., c_K), the first word of each, and c_{K+1} = V,
-
-    log P(v) = head(v)                  v < c_1,              head = log softmax over c_1 words and K bands
-    log P(v) = head(band k) + tail_k(v) c_k <= v < c_{k+1},   tail_k = log softmax over the band's own words
-
-which is a distribution over all V words. A row's loss is the head's cross-entropy, of its word or of its
-band, plus, where it is a band, that band's: each softmax has its own rows, and each is computed by the blocks
-of the tied softmax. The head has all N rows but few words, a band many words but few rows.
+the one matrix W and its bias, and each band has a vector and a bias of its own in the head. Head and bands
+are each computed by the blocks of the tied softmax. See docs/lstm_backward.md, equations (71) to (73).
 """
 
 from __future__ import annotations
@@ -17,31 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from autograd import Function, InputError, ShapeError, Variable
+from autograd import Function, ShapeError, Variable
 from autograd.backend import get_array_module
-from autograd.functions.embedding import as_ids, check_ids
-from autograd.functions.loss import IGNORE, log_softmax_array
+from autograd.functions.embedding import as_ids
+from autograd.functions.loss import log_softmax_array
 from autograd.mode import no_backprop_mode
-from minilstm.tied_softmax import CrossEntropy, ScoredRows, assign_or_add
-
-
-def check_bands(bands: Sequence[int], vocab_size: int) -> None:
-    """Refuse bands that do not cut the vocabulary into a head and at least one band, none of them empty.
-
-    Args:
-        bands: the first word of each band, rising.
-        vocab_size: V.
-
-    Raises:
-        InputError: they are not of that kind.
-    """
-    whole = all(isinstance(first, int) and not isinstance(first, bool) for first in bands)
-    bounds = [0, *bands, vocab_size]
-    if not bands or not whole or any(low >= high for low, high in zip(bounds[:-1], bounds[1:], strict=True)):
-        raise InputError(
-            "adaptive softmax: bands must be whole numbers, the first word of each band, rising, above 0 and "
-            f"below the {vocab_size} words of the vocabulary; got {list(bands)}"
-        )
+from minilstm.config import check_bands
+from minilstm.tied_softmax import (
+    CrossEntropy,
+    ScoredRows,
+    assign_or_add,
+    check_decoder,
+    check_loss_inputs,
+)
 
 
 def _band_words(bands: Sequence[int], vocab_size: int) -> list[slice]:
@@ -59,9 +40,8 @@ class AdaptiveSoftmaxLoss(Function):
         self.bands = tuple(bands)
 
     def forward(self, h, W, b, band_W, band_b, targets):
-        _check_shapes(self.label, h, W, b, band_W, band_b, self.bands)
-        self.check_shape("targets", targets.shape, h.shape[:1], f"h is {h.shape}")
-        check_ids(f"{self.label}: targets", targets, len(W), lowest=IGNORE)
+        check_loss_inputs(self.label, h, W, b, targets)
+        _check_bands_fit(self.label, W, band_W, band_b, self.bands)
         scored = ScoredRows(targets)
         rows = _AdaptiveCrossEntropy(scored.pick(h), W, b, band_W, band_b, scored.pick(targets), self.bands)
         self.save(rows, scored)
@@ -77,7 +57,7 @@ class AdaptiveSoftmaxLoss(Function):
         assign_or_add(dW, frequent, dhead_W[frequent])
         assign_or_add(db, frequent, dhead_b[frequent])
         for words, where, tail in rows.tails:
-            dh[where] += tail.gradients(scale, (dW[0][words], dW[1]), (db[0][words], db[1]))
+            dh[where] += tail.gradients(scale, (dW[0][words], dW[1]), (db[0][words], db[1]))  # (73)
         return scored.spread(dh), dW[0], db[0], dhead_W[frequent.stop :], dhead_b[frequent.stop :], None
 
 
@@ -100,16 +80,15 @@ class _AdaptiveCrossEntropy:
         for k, words in enumerate(_band_words(bands, len(W))):
             where = xp.flatnonzero(in_band == k)
             tail = CrossEntropy(h[where], W[words], b[words], targets[where] - words.start)
-            self.losses[where] += tail.losses
+            self.losses[where] += tail.losses  # (72)
             self.tails.append((words, where, tail))
 
 
-def _check_shapes(name: str, h: Any, W: Any, b: Any, band_W: Any, band_b: Any, bands: Sequence[int]) -> None:
-    if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1]:
-        raise ShapeError(f"{name}: h must be (N, E) and W (V, E); got {h.shape} and {W.shape}")
+def _check_bands_fit(name: str, W: Any, band_W: Any, band_b: Any, bands: Sequence[int]) -> None:
+    """Raise in the words of the caller, `name`, unless the bands and what belongs to them fit W."""
     (V, E), K = W.shape, len(bands)
-    check_bands(bands, V)
-    for what, array, shape in (("b", b, (V,)), ("band_W", band_W, (K, E)), ("band_b", band_b, (K,))):
+    check_bands(bands, V, f"{name}: bands")
+    for what, array, shape in (("band_W", band_W, (K, E)), ("band_b", band_b, (K,))):
         if array.shape != shape:
             raise ShapeError(
                 f"{name}: {what} must be {shape} because W is {W.shape} and there are {K} bands; "
@@ -152,8 +131,8 @@ def adaptive_token_losses(
     Raises:
         ShapeError, InputError: sizes or bands that do not fit, targets out of range.
     """
-    _check_shapes("adaptive_token_losses", h, W, b, band_W, band_b, bands)
-    check_ids("adaptive_token_losses: targets", targets, len(W))
+    check_loss_inputs("adaptive_token_losses", h, W, b, targets, lowest=0)
+    _check_bands_fit("adaptive_token_losses", W, band_W, band_b, bands)
     with no_backprop_mode():
         return _AdaptiveCrossEntropy(h, W, b, band_W, band_b, targets, bands).losses
 
@@ -164,10 +143,11 @@ def adaptive_log_probs(h: Any, W: Any, b: Any, band_W: Any, band_b: Any, bands: 
     Raises:
         ShapeError, InputError: sizes or bands that do not fit.
     """
-    _check_shapes("adaptive_log_probs", h, W, b, band_W, band_b, bands)
+    check_decoder("adaptive_log_probs", h, W, b)
+    _check_bands_fit("adaptive_log_probs", W, band_W, band_b, bands)
     log_probs = get_array_module(h).empty((len(h), len(W)), h.dtype)
     head = log_softmax_array(h @ _head(W, band_W, bands).T + _head(b, band_b, bands))
     log_probs[:, : bands[0]] = head[:, : bands[0]]
-    for k, words in enumerate(_band_words(bands, len(W))):
+    for k, words in enumerate(_band_words(bands, len(W))):  # (71)
         log_probs[:, words] = log_softmax_array(h @ W[words].T + b[words]) + head[:, bands[0] + k, None]
     return log_probs

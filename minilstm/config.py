@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -26,6 +27,9 @@ class ModelConfig:
         last_hidden_size: units of the last layer; 0: embedding_size, which tied weights ask for.
         tied_weights: the decoder's weight is the embedding matrix (Press & Wolf 2017); else it has its own.
         layer_norm: cells with layer normalisation instead of a bias (Ba et al. 2016), as `lstmlm` has them.
+        layer_norm_epsilon: what those add to every variance; 0: 1e-12, and 1e-3 in float16, as `lstmlm`. A
+            row of equal units (every word left out, no state) multiplies its gradient by 1/√ε at each
+            normalisation: clip, or take 1e-5, as PyTorch does.
         residual: to the output of each layer its input is added, both of one width.
 
         encoder_emb_keep_prob: the embedding matrix at lookup, drawn once per window; the decoder uses the
@@ -51,7 +55,7 @@ class ModelConfig:
         softmax: the loss in training: "full"; "sampled" (`lstmlm`), which compares with num_samples words;
             "adaptive", by bands of frequency, a distribution of its own. Evaluation is never sampled.
         num_samples: words that the sampled softmax draws.
-        adaptive_bands: the first word of each band after the head, rising.
+        adaptive_bands: the first word of each band after the head, rising; of no other softmax.
         activation_regularization: α of AR, on the dropped output of the last layer (Merity et al. 2017).
         temporal_activation_regularization: β of TAR, on the changes of the undropped one.
 
@@ -67,6 +71,7 @@ class ModelConfig:
     last_hidden_size: int = 0
     tied_weights: bool = True
     layer_norm: bool = False
+    layer_norm_epsilon: float = 0.0
     residual: bool = False
 
     encoder_emb_keep_prob: float = 1.0
@@ -119,17 +124,12 @@ class ModelConfig:
                 f"model: num_samples must be at most vocab_size = {self.vocab_size}; got {self.num_samples}; "
                 "draw fewer, or set softmax = 'full'"
             )
-        bands = self.adaptive_bands
-        if any(low >= high for low, high in pairwise(bands)):
-            raise InputError(f"model: adaptive_bands must rise from one to the next; got {list(bands)}")
-        if bands and bands[-1] >= self.vocab_size:
+        if self.softmax == "adaptive":
+            check_bands(self.adaptive_bands, self.vocab_size, "model: adaptive_bands")
+        elif self.adaptive_bands:
             raise InputError(
-                f"model: adaptive_bands must begin below vocab_size = {self.vocab_size}; got {list(bands)}"
-            )
-        if self.softmax == "adaptive" and not bands:
-            raise InputError(
-                "model: adaptive_bands must name the first word of at least one band with "
-                "softmax = 'adaptive'; got none"
+                f"model: adaptive_bands are for softmax = 'adaptive'; got {list(self.adaptive_bands)} with "
+                f"softmax = {self.softmax!r}; set adaptive_bands = [], or softmax = 'adaptive'"
             )
 
     @property
@@ -142,6 +142,12 @@ class ModelConfig:
         """(input size, units) of each LSTM layer, first to last."""
         widths = [self.embedding_size] + [self.hidden_size] * (self.num_layers - 1) + [self.output_size]
         return list(zip(widths[:-1], widths[1:], strict=True))
+
+    def activation_keep_probs(self, index: int) -> tuple[float, float]:
+        """(input, output) keep probability of one LSTM layer."""
+        if index == self.num_layers - 1:
+            return self.encoder_last_input_keep_prob, self.encoder_last_output_keep_prob
+        return self.encoder_dp_input_keep_prob, self.encoder_dp_output_keep_prob
 
     def layer_parameters(self, index: int) -> int:
         """Trained numbers of one LSTM layer: W_ih, W_hh and the bias, or gains and shifts instead of it."""
@@ -158,6 +164,26 @@ class ModelConfig:
         """Trained numbers of the model; a tied matrix counts once."""
         layers = sum(self.layer_parameters(index) for index in range(self.num_layers))
         return self.vocab_size * self.embedding_size + layers + self.decoder_parameters()
+
+
+def check_bands(bands: Sequence[int], vocab_size: int, name: str) -> None:
+    """Refuse bands that do not cut the vocabulary into a head and at least one band, none of them empty.
+
+    Args:
+        bands: the first word of each band, rising.
+        vocab_size: V.
+        name: what the caller calls them.
+
+    Raises:
+        InputError: they are not of that kind.
+    """
+    bounds = [0, *bands, vocab_size]
+    whole = all(_is_whole(first, 1) for first in bands)
+    if not bands or not whole or any(low >= high for low, high in pairwise(bounds)):
+        raise InputError(
+            f"{name} must be whole numbers, the first word of each band, rising, above 0 and below the "
+            f"{vocab_size} words of the vocabulary; got {list(bands)}"
+        )
 
 
 def _rule(name: str, kind: Any, value: Any) -> tuple[bool, str]:

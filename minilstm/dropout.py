@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 import autograd.functions as F
-from autograd import Variable
+from autograd import InputError, Variable
 from minilstm.config import ModelConfig
 
 LEVELS = 1 << 16
 """A keep probability is rounded to a multiple of 1/65536: two random bytes decide on an element."""
-WORDS_PER_COUNT = 16
-"""Elements from one tick of the Philox counter: 4 words of 8 bytes."""
+ELEMENTS_PER_COUNT = 16
+"""From one tick of the Philox counter: 4 words of 8 bytes."""
 
 
 class MaskStream:
@@ -33,19 +33,28 @@ class MaskStream:
         seed: of the run.
         window: the number of the window; `next_window` counts it up.
         first_row: this process's first row in the whole batch; rows before it are skipped over.
+
+    Raises:
+        InputError: a negative seed.
     """
 
     def __init__(self, seed: int, window: int = 0, first_row: int = 0) -> None:
+        if seed < 0:
+            raise InputError(f"masks: seed must be a whole number from 0; got {seed}")
         self.seed, self.window, self.first_row = seed, window, first_row
 
     def next_window(self) -> MaskStream:
         """The same stream, one window on."""
         return MaskStream(self.seed, self.window + 1, self.first_row)
 
+    def for_rows_from(self, row: int) -> MaskStream:
+        """The same window's masks for a part of this process's rows that begins with its `row`."""
+        return MaskStream(self.seed, self.window, self.first_row + row)
+
     def weight_mask(
         self, place: str, shape: tuple[int, ...], keep_prob: float, dtype: Any = np.float32
     ) -> Any:
-        """A mask over weights, the same on every rank: 0, or 1 / keep_prob with probability keep_prob."""
+        """A mask over weights, the same on every rank: 0, or 1 / keep_prob with that probability."""
         return self._mask(place, 0, 0, shape, keep_prob, dtype)
 
     def row_mask(self, place: str, shape: tuple[int, ...], keep_prob: float, dtype: Any = np.float32) -> Any:
@@ -70,8 +79,8 @@ class MaskStream:
         training itself; a window holds some thousands of different words.
         """
         words, where = np.unique(np.asarray(ids).ravel(), return_inverse=True)
-        ticks = -(-width // WORDS_PER_COUNT)
-        bits = np.empty((len(words), ticks * WORDS_PER_COUNT // 4), np.uint64)
+        ticks = -(-width // ELEMENTS_PER_COUNT)
+        bits = np.empty((len(words), ticks * ELEMENTS_PER_COUNT // 4), np.uint64)
         source, position = self._philox(place), 0
         for row, word in zip(bits, words.tolist(), strict=True):
             source.advance((word - position) * ticks)
@@ -89,8 +98,8 @@ class MaskStream:
     ) -> Any:
         size = int(np.prod(shape))
         skipped = first_row * (size // max(shape[0], 1))
-        offset = skipped % WORDS_PER_COUNT
-        words = self._philox(place, step, skipped // WORDS_PER_COUNT).random_raw(-(-(size + offset) // 4))
+        offset = skipped % ELEMENTS_PER_COUNT
+        words = self._philox(place, step, skipped // ELEMENTS_PER_COUNT).random_raw(-(-(size + offset) // 4))
         return _scaled(words.view(np.uint16)[offset : offset + size].reshape(shape), keep_prob, dtype)
 
     def _philox(self, place: str, step: int = 0, count: int = 0) -> np.random.Philox:
@@ -99,9 +108,9 @@ class MaskStream:
 
 
 def _scaled(draws: Any, keep_prob: float, dtype: Any) -> Any:
-    """1 / keep_prob where a draw of 16 bits says `kept`, else 0."""
-    kept = draws < np.uint32(round(keep_prob * LEVELS))
-    return kept * np.asarray(1 / keep_prob, dtype)  # (30)
+    """1 / (keep_prob as rounded) where a draw of 16 bits says `kept`, else 0; the mean is 1 exactly."""
+    levels_kept = max(round(keep_prob * LEVELS), 1)
+    return (draws < np.uint32(levels_kept)) * np.asarray(LEVELS / levels_kept, dtype)  # (30)
 
 
 class Dropouts:
@@ -124,12 +133,12 @@ class Dropouts:
     def _lookup(self, inputs: Any, W: Variable) -> Variable:
         """A word has one mask, wherever in the window it stands."""
         keep, (V, E) = self.config.encoder_emb_keep_prob, W.shape
-        if keep == 1 or self.masks is None:
+        if (masks := self._draws(keep)) is None:
             return F.embedding(inputs, W)
         if self.config.encoder_emb_dropout == "rows":
-            return F.embedding(inputs, W, self.masks.weight_mask("embedding", (V,), keep, self.dtype))
+            return F.embedding(inputs, W, masks.weight_mask("embedding", (V,), keep, self.dtype))
         x = F.embedding(inputs, W)  # before the mask: it checks the ids
-        return x * self.masks.lookup_mask("embedding", inputs, E, keep, self.dtype)  # (34)
+        return x * masks.lookup_mask("embedding", inputs, E, keep, self.dtype)  # (34)
 
     def input_weight(self, index: int, W_ih: Variable) -> Variable:
         return self._weight(f"input_weight.{index}", W_ih, self.config.input_weight_keep_prob)
@@ -140,35 +149,29 @@ class Dropouts:
     def candidate_mask(self, index: int, shape: tuple[int, ...]) -> Any:
         """(T, B, units), what the candidates of a layer are multiplied with, or None."""
         keep = self.config.recurrent_keep_prob
-        if keep == 1 or self.masks is None:
+        if (masks := self._draws(keep)) is None:
             return None
-        return self.masks.step_mask(f"candidate.{index}", shape, keep, self.dtype)
+        return masks.step_mask(f"candidate.{index}", shape, keep, self.dtype)
 
     def input(self, index: int, x: Variable) -> Variable:
-        config, last = self.config, index == self.config.num_layers - 1
-        return self._activation(
-            f"input.{index}",
-            x,
-            config.encoder_last_input_keep_prob if last else config.encoder_dp_input_keep_prob,
-        )
+        return self._activation(f"input.{index}", x, self.config.activation_keep_probs(index)[0])
 
     def output(self, index: int, x: Variable) -> Variable:
-        config, last = self.config, index == self.config.num_layers - 1
-        return self._activation(
-            f"output.{index}",
-            x,
-            config.encoder_last_output_keep_prob if last else config.encoder_dp_output_keep_prob,
-        )
+        return self._activation(f"output.{index}", x, self.config.activation_keep_probs(index)[1])
+
+    def _draws(self, keep: float) -> MaskStream | None:
+        """Where a mask of this keep probability is drawn from; None if there is none."""
+        return None if keep == 1 else self.masks
 
     def _weight(self, place: str, W: Variable, keep: float) -> Variable:
-        if keep == 1 or self.masks is None:
+        if (masks := self._draws(keep)) is None:
             return W
-        return W * self.masks.weight_mask(place, W.shape, keep, self.dtype)  # (31): one for all steps
+        return W * masks.weight_mask(place, W.shape, keep, self.dtype)  # (31): one for all steps
 
     def _activation(self, place: str, x: Variable, keep: float) -> Variable:
         """x (T, B, units) times one mask (B, units) for all steps (Gal & Ghahramani 2016), or one a step."""
-        if keep == 1 or self.masks is None:
+        if (masks := self._draws(keep)) is None:
             return x
         if self.config.activation_dropout == "per_step":
-            return x * self.masks.step_mask(place, x.shape, keep, self.dtype)  # (32)
-        return x * self.masks.row_mask(place, x.shape[1:], keep, self.dtype)  # (32)
+            return x * masks.step_mask(place, x.shape, keep, self.dtype)  # (32)
+        return x * masks.row_mask(place, x.shape[1:], keep, self.dtype)  # (32)

@@ -26,9 +26,15 @@ from minilstm.regularization import (
 from minilstm.sampled_softmax import Sample, SampledSoftmaxLoss, sampled_softmax_loss
 from minilstm.tied_softmax import TiedSoftmaxLoss, tied_softmax_loss
 
+SAMPLE = Sample(np.array([0, 3, 6]), 9)
+SAFE_NO_MORE = 60.0
+"""Times h, it makes logits whose exponentials overflow unless each row's maximum is taken from them."""
+
 
 def tied_losses() -> Iterator[Case]:
-    """With blocks of the vocabulary narrower and wider than it, and with rows that are not scored."""
+    """With blocks narrower and wider than the vocabulary, rows that are not scored, and a shift."""
+    large = [normal(4, 3) * SAFE_NO_MORE, normal(5, 3), normal(5), ids(5, 4)]
+    yield Case(TiedSoftmaxLoss, functools.partial(tied_softmax_loss, block_size=2), large)
     for targets in (np.array([1, -1, 0, 4]), np.full(4, -1)):
         yield Case(TiedSoftmaxLoss, tied_softmax_loss, [normal(4, 3), normal(5, 3), normal(5), targets])
     for (n, e, v), block_size in itertools.product(((4, 3, 7), (1, 1, 2), (0, 3, 5), (3, 1, 2)), (2, 512)):
@@ -37,7 +43,9 @@ def tied_losses() -> Iterator[Case]:
 
 
 def sampled_losses() -> Iterator[Case]:
-    """With no, some and all of the targets among the drawn words, and with rows that are not scored."""
+    """With no, some and all targets among the drawn words, rows that are not scored, and a shift."""
+    large = [normal(4, 3) * SAFE_NO_MORE, normal(7, 3, seed=1), normal(7), ids(7, 4)]
+    yield Case(SampledSoftmaxLoss, functools.partial(sampled_softmax_loss, sample=SAMPLE), large)
     for (n, e, v), drawn in (
         ((4, 3, 7), [5]), ((4, 3, 7), [0, 3, 6]), ((1, 1, 2), [0, 1]), ((0, 3, 5), [1, 2]),
         ((3, 2, 4), range(4)),
@@ -50,7 +58,12 @@ def sampled_losses() -> Iterator[Case]:
 
 
 def adaptive_losses() -> Iterator[Case]:
-    """Targets in every part, in the head alone, in one band alone, and rows that are not scored."""
+    """Targets in every part, in the head alone, in one band alone, rows not scored, and a shift."""
+    shapes = ((4, 4), (9, 4), (9,), (2, 4), (2,))
+    large = [normal(*shape, seed=k) for k, shape in enumerate(shapes)]
+    large[0] *= SAFE_NO_MORE
+    loss = functools.partial(adaptive_softmax_loss, bands=(3, 5))
+    yield Case(AdaptiveSoftmaxLoss, loss, [*large, np.array([0, 6, 3, 8])])
     for bands, targets in (
         ((3, 5), [0, 6, 3, 4, 8, 2]), ((3, 5), [0, 2]), ((3, 5, 8), [6, 5]), ((1,), [8]),
         ((3, 5), [-1, 6, -1, 0]), ((3, 5), [-1, -1]), ((3, 5), []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -70,8 +71,8 @@ class LSTMLayer:
 
     Attributes:
         W_ih, W_hh: (4H, I) and (4H, H).
-        rest: the bias b (4H) alone, or, of a layer-normalised cell, gains and shifts of the gates (4H) and
-            of the cell (H).
+        vectors: the bias b (4H) alone, or, of a layer-normalised cell, gains and shifts of the gates (4H)
+            and of the cell (H).
     """
 
     def __init__(self, index: int, config: ModelConfig, rng: np.random.Generator) -> None:
@@ -87,14 +88,14 @@ class LSTMLayer:
         self.W_ih = parameter("weight_ih", _uniform(rng, bound, (4 * units, inputs)))
         self.W_hh = parameter("weight_hh", _uniform(rng, bound, (4 * units, units)))
         if config.layer_norm:
-            self.rest = tuple(
+            self.vectors = tuple(
                 parameter(f"{of}_{name}", fill((size,), np.float32))
                 for of, size in (("gate", 4 * units), ("cell", units))
                 for name, fill in (("gain", np.ones), ("shift", np.zeros))
             )
         else:
             self.b = parameter("bias", _forget_bias(units) if glorot else _uniform(rng, bound, (4 * units,)))
-            self.rest = (self.b,)
+            self.vectors = (self.b,)
 
 
 def _forget_bias(units: int) -> np.ndarray:
@@ -132,11 +133,11 @@ class LanguageModel:
         implementation: which LSTM runs, "fused", or "readable": the cell, step by step; both are equal.
 
     Raises:
-        DtypeError: a dtype that is not floating point.
+        DtypeError: another dtype.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0, dtype: Any = np.float32) -> None:
-        if np.dtype(dtype).kind != "f":
+        if np.dtype(dtype) not in (np.float32, np.float64):
             raise DtypeError(f"model: dtype must be float32 or float64; got {np.dtype(dtype)}")
         self.config = config
         self.masks = MaskStream(seed)
@@ -144,11 +145,9 @@ class LanguageModel:
         rng = np.random.default_rng(seed)
         self.embedding = _table(rng, config, config.embedding_size, "embedding.weight")
         self.layers = [LSTMLayer(index, config, rng) for index in range(config.num_layers)]
-        self.decoder_weight = (
-            self.embedding
-            if config.tied_weights
-            else _table(rng, config, config.output_size, "decoder.weight")
-        )
+        self.decoder_weight = self.embedding
+        if not config.tied_weights:
+            self.decoder_weight = _table(rng, config, config.output_size, "decoder.weight")
         self.decoder_bias = Parameter(np.zeros(config.vocab_size, np.float32), name="decoder.bias")
         self.bands: tuple[Parameter, ...] = ()
         if config.softmax == "adaptive":
@@ -168,15 +167,14 @@ class LanguageModel:
         for parameter in parameters:
             part = slice(start, start + parameter.size)
             shape, start = parameter.shape, part.stop
-            parameter.move_to(
-                self.flat_parameters[part].reshape(shape), self._flat_gradients[part].reshape(shape)
-            )
+            values, gradients = self.flat_parameters[part], self._flat_gradients[part]
+            parameter.move_to(values.reshape(shape), gradients.reshape(shape))
 
     def named_parameters(self) -> list[tuple[str, Parameter]]:
-        """(name, parameter), always in this order: embedding; each layer's W_ih, W_hh and rest; decoder."""
+        """(name, parameter), always in this order: embedding; a layer's W_ih, W_hh, vectors; decoder."""
         parameters = [self.embedding]
         for layer in self.layers:
-            parameters += [layer.W_ih, layer.W_hh, *layer.rest]
+            parameters += [layer.W_ih, layer.W_hh, *layer.vectors]
         if self.decoder_weight is not self.embedding:
             parameters.append(self.decoder_weight)
         return [(str(p.name), p) for p in (*parameters, self.decoder_bias, *self.bands)]
@@ -229,15 +227,13 @@ class LanguageModel:
     ) -> Objective:
         """What training differentiates, beside what calling the model returns; arguments as there."""
         outputs, loss = self._outputs_and_loss(inputs, targets, state, masks)
-        objective, config = loss, self.config
-        if is_training() and config.activation_regularization:
-            objective = objective + activation_regularization(
-                outputs.dropped, config.activation_regularization
-            )
-        if is_training() and config.temporal_activation_regularization:
-            objective = objective + temporal_activation_regularization(
-                outputs.undropped, config.temporal_activation_regularization
-            )
+        alpha = self.config.activation_regularization
+        beta = self.config.temporal_activation_regularization
+        objective = loss
+        if is_training() and alpha:
+            objective = objective + activation_regularization(outputs.dropped, alpha)
+        if is_training() and beta:
+            objective = objective + temporal_activation_regularization(outputs.undropped, beta)
         return Objective(objective, loss, outputs.state)
 
     def encode(
@@ -277,20 +273,25 @@ class LanguageModel:
         state = self.initial_state(inputs.shape[1]) if state is None else state
         self._check_state(state, inputs.shape[1])
         run_lstm = LSTMS[self.implementation][self.config.layer_norm]
+        if self.config.layer_norm:
+            run_lstm = functools.partial(run_lstm, epsilon=self.config.layer_norm_epsilon)
         dropouts = Dropouts(self.config, masks, self.dtype)
 
-        x = skip = y = dropouts.embedding(inputs, self.embedding)
+        x = dropouts.embedding(inputs, self.embedding)
         new_state: State = []
         for index, (layer, (h0, c0)) in enumerate(zip(self.layers, state, strict=True)):
             W_ih = dropouts.input_weight(index, layer.W_ih)
             W_hh = dropouts.recurrent_weight(index, layer.W_hh)
             mask = dropouts.candidate_mask(index, (*inputs.shape, layer.units))
-            skip, x = x, dropouts.input(index, x)
-            y, h, c = run_lstm(x, h0, c0, W_ih, W_hh, *layer.rest, candidate_mask=mask)
-            x = dropouts.output(index, y)
-            x = x + skip if self.config.residual else x
+            below, given = x, dropouts.input(index, x)
+            y, h, c = run_lstm(given, h0, c0, W_ih, W_hh, *layer.vectors, candidate_mask=mask)
+            x = self._connected(dropouts.output(index, y), below)
             new_state.append((h, c))
-        return Outputs(x, y + skip if self.config.residual else y, new_state)
+        return Outputs(x, self._connected(y, below), new_state)
+
+    def _connected(self, y: Variable, below: Variable) -> Variable:
+        """A layer's output, with what came from below it added if there are residual connections."""
+        return y + below if self.config.residual else y  # (16)
 
     def _loss(self, h: Variable, targets: Any, masks: MaskStream | None) -> Variable:
         """The mean over targets (N) of what the words after outputs h (N, E) cost."""
@@ -305,10 +306,13 @@ class LanguageModel:
         return tied_softmax_loss(h, W, b, targets)
 
     def _check_state(self, state: State, batch_size: int) -> None:
-        got = [tuple(h.shape) for h, _ in state]
         expected = [(batch_size, layer.units) for layer in self.layers]
-        if got != expected:
-            raise ShapeError(f"model: state must hold (h, c) of shapes {expected}, one per layer; got {got}")
+        for index, name in enumerate("hc"):
+            got = [tuple(parts[index].shape) for parts in state]
+            if got != expected:
+                raise ShapeError(
+                    f"model: state must hold (h, c) of shapes {expected}, one per layer; got {name} of {got}"
+                )
 
     def next_log_probs(self, inputs: Any, state: State | None = None) -> tuple[Any, State]:
         """log P(next word) (B, V) in nats after the words `inputs` (B), and the new state; no gradients."""

@@ -21,14 +21,14 @@ from minilstm.lstm_kernels import RecurrentProduct, batch_parts
 
 
 class LayerNormLSTM(Function):
-    def __init__(self, candidate_mask: Any = None) -> None:
-        self.candidate_mask = candidate_mask
+    def __init__(self, candidate_mask: Any = None, epsilon: float = 0.0) -> None:
+        self.candidate_mask, self.epsilon = candidate_mask, epsilon
 
     def forward(self, x, h0, c0, W_ih, W_hh, gate_gain, gate_shift, cell_gain, cell_shift):
         vectors = {"gate_gain": (gate_gain, 4), "gate_shift": (gate_shift, 4)}
         vectors |= {"cell_gain": (cell_gain, 1), "cell_shift": (cell_shift, 1)}
-        T, B, H = checked_sizes(x, h0, c0, W_ih, W_hh, vectors, self.candidate_mask)
-        xp, mask, epsilon = get_array_module(x), self.candidate_mask, epsilon_for(x.dtype)
+        T, B, H = checked_sizes("layer_norm_lstm", x, h0, c0, W_ih, W_hh, vectors, self.candidate_mask)
+        xp, mask, epsilon = get_array_module(x), self.candidate_mask, epsilon_for(x.dtype, self.epsilon)
         factor, half = sigmoid_from_tanh(xp, H, x.dtype)
         shift = gate_shift.reshape(4, H).copy()
         shift[F] += FORGET_BIAS
@@ -122,7 +122,7 @@ def normalize(x: Any, inverse_std: Any, epsilon: float, scratch: Any) -> None:
     """(40) in place: each row of x (…, D) to mean 0 and variance 1.
 
     Args:
-        inverse_std: (…, 1), receives 1 / √(variance + epsilon), or 0 for a row of equal numbers.
+        inverse_std: (…, 1), receives 1 / √(variance + epsilon).
         scratch: of x's shape, written over.
     """
     xp, D, wide = get_array_module(x), x.shape[-1], inverse_std.dtype
@@ -132,13 +132,9 @@ def normalize(x: Any, inverse_std: Any, epsilon: float, scratch: Any) -> None:
     xp.multiply(x, x, out=scratch, dtype=wide)
     variance = xp.add.reduce(scratch, axis=-1, keepdims=True, out=inverse_std)
     variance /= D
-    constant = variance == 0
     variance += epsilon
     xp.sqrt(variance, out=inverse_std)
     xp.divide(1, inverse_std, out=inverse_std)
-    inverse_std[constant] = (
-        0  # such a row is 0 either way; so it has no slope, instead of one of 1 / √epsilon
-    )
     x *= inverse_std  # (40)
 
 
@@ -171,6 +167,7 @@ def undo_normalization(dy: Any, z: Any, gain: Any, inverse_std: Any, scratch: An
 def layer_norm_lstm(
     x: Any, h0: Any, c0: Any, W_ih: Any, W_hh: Any,
     gate_gain: Any, gate_shift: Any, cell_gain: Any, cell_shift: Any, candidate_mask: Any = None,
+    epsilon: float = 0.0,
 ) -> tuple[Variable, Variable, Variable]:  # fmt: skip
     """An LSTM over T steps with layer normalisation of every gate and of the cell (Ba et al. 2016).
 
@@ -183,6 +180,7 @@ def layer_norm_lstm(
         gate_gain, gate_shift: (4H), after the normalisation of each gate; there is no other bias.
         cell_gain, cell_shift: (H), after that of the cell.
         candidate_mask: as for `minilstm.lstm.lstm`.
+        epsilon: added to every variance; 0: `minilstm.lstm_cell.epsilon_for` the precision.
 
     Returns:
         y (T, B, H), the outputs of all steps; h_T and c_T (B, H), the state after the last one.
@@ -190,6 +188,6 @@ def layer_norm_lstm(
     Raises:
         ShapeError: sizes that do not fit. DtypeError: arrays of different precision.
     """
-    return LayerNormLSTM(candidate_mask).apply(
+    return LayerNormLSTM(candidate_mask, epsilon).apply(
         x, h0, c0, W_ih, W_hh, gate_gain, gate_shift, cell_gain, cell_shift
     )

@@ -32,7 +32,7 @@ class LSTM(Function):
         self.candidate_mask = candidate_mask
 
     def forward(self, x, h0, c0, W_ih, W_hh, b):
-        T, B, H = checked_sizes(x, h0, c0, W_ih, W_hh, {"b": (b, 4)}, self.candidate_mask)
+        T, B, H = checked_sizes("lstm", x, h0, c0, W_ih, W_hh, {"b": (b, 4)}, self.candidate_mask)
         xp, mask = get_array_module(x), self.candidate_mask
         factor, shift = sigmoid_from_tanh(xp, H, x.dtype)
         W_ih_T, bias = (W_ih * factor[:, None]).T, b * factor
@@ -197,18 +197,21 @@ def local_derivatives(gates: Any, c: Any, tanh_c: Any, mask: Any = None) -> tupl
 
 
 def checked_sizes(
-    x: Any, h0: Any, c0: Any, W_ih: Any, W_hh: Any, vectors: dict[str, tuple[Any, int]], mask: Any
+    label: str, x: Any, h0: Any, c0: Any, W_ih: Any, W_hh: Any, vectors: dict[str, tuple[Any, int]], mask: Any
 ) -> tuple[int, int, int]:
     """T, B, H, once all sizes fit; `vectors` by name, each with its length in multiples of H.
+
+    Args:
+        label: the caller's name, for errors.
 
     Raises:
         ShapeError: they do not. DtypeError: a mask of another precision.
     """
     if x.ndim != 3 or len(x) < 1:
-        raise ShapeError(f"lstm: x must be (T, B, I) with at least one step; got {x.shape}")
+        raise ShapeError(f"{label}: x must be (T, B, I) with at least one step; got {x.shape}")
     if h0.ndim != 2 or len(h0) != x.shape[1]:
         raise ShapeError(
-            f"lstm: h0 must be (B, H) with B = {x.shape[1]} because x is {x.shape}; got {h0.shape}"
+            f"{label}: h0 must be (B, H) with B = {x.shape[1]} because x is {x.shape}; got {h0.shape}"
         )
     T, B, inputs = x.shape
     H = h0.shape[1]
@@ -223,12 +226,13 @@ def checked_sizes(
         expected.append(("candidate_mask", mask, (T, B, H), "(T, B, H)"))
     for name, array, shape, sizes in expected:
         if array.shape != shape:
+            stacked = f". Gates are stacked {', '.join(GATES)} on axis 0." if sizes.startswith("(4H") else ""
             raise ShapeError(
-                f"lstm: {name} must be {sizes} = {shape} because x is {x.shape} and h0 is {h0.shape}; "
-                f"got {array.shape}. Gates are stacked {', '.join(GATES)} on axis 0."
+                f"{label}: {name} must be {sizes} = {shape} because x is {x.shape} and h0 is {h0.shape}; "
+                f"got {array.shape}{stacked}"
             )
     if mask is not None and mask.dtype != x.dtype:
-        raise DtypeError(f"lstm: candidate_mask must be {x.dtype} because x is; got {mask.dtype}")
+        raise DtypeError(f"{label}: candidate_mask must be {x.dtype} because x is; got {mask.dtype}")
     return T, B, H
 
 

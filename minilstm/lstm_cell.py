@@ -6,6 +6,7 @@ derived by hand, `layer_norm_lstm.py` those of the layer-normalised cell; a test
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,7 @@ def lstm_cell(
 def layer_norm_lstm_cell(
     x: Any, h: Any, c: Any, W_ih: Any, W_hh: Any,
     gate_gain: Any, gate_shift: Any, cell_gain: Any, cell_shift: Any, candidate_mask: Any = None,
+    epsilon: float = 0.0,
 ) -> tuple[Variable, Variable]:  # fmt: skip
     """One step with layer normalisation of every gate and of the cell (Ba, Kiros & Hinton 2016).
 
@@ -53,6 +55,7 @@ def layer_norm_lstm_cell(
     Args:
         gate_gain, gate_shift: (4H), stacked as the gates are; each gate has its own mean and variance.
         cell_gain, cell_shift: (H).
+        epsilon: added to every variance; 0: `epsilon_for` the precision.
         Others as for `lstm_cell`.
 
     Returns:
@@ -60,12 +63,13 @@ def layer_norm_lstm_cell(
     """
     a = F.linear(x, W_ih) + F.linear(h, W_hh)  # (50)
     i, f, g, o = (
-        normalized(*gate)  # (51)
+        normalized(*gate, epsilon)  # (51)
         for gate in zip(F.split(a, 4, axis=1), F.split(gate_gain, 4), F.split(gate_shift, 4), strict=True)
     )
     i, f, o = F.sigmoid(i), F.sigmoid(f + FORGET_BIAS), F.sigmoid(o)  # (2)
     g = F.tanh(g)  # (3)
-    c = normalized(f * c + i * masked(g, candidate_mask), cell_gain, cell_shift)  # (52), (53)
+    s = f * c + i * masked(g, candidate_mask)  # (52)
+    c = normalized(s, cell_gain, cell_shift, epsilon)  # (53)
     h = o * F.tanh(c)  # (5)
     return h, c
 
@@ -75,19 +79,14 @@ def masked(g: Variable, mask: Any) -> Variable:
     return g if mask is None else g * mask  # (35)
 
 
-def normalized(x: Variable, gain: Any, shift: Any) -> Variable:
-    """Mean 0 and variance 1 over the units, then a gain and a shift that are learned.
-
-    A row of equal units (of zeros, where a text begins with a word that is left out) becomes 0. It is taken
-    for a constant: its slope, 1 / √epsilon, is a million, and a million of millions two normalisations back.
-    """
-    varies = (x.data != x.data[:, :1]).any(axis=1, keepdims=True)
-    return F.layer_normalization(x * varies, gain, shift, epsilon_for(x.dtype))
+def normalized(x: Variable, gain: Any, shift: Any, epsilon: float = 0.0) -> Variable:
+    """Mean 0 and variance 1 over the units, then a gain and a shift that are learned."""
+    return F.layer_normalization(x, gain, shift, epsilon_for(x.dtype, epsilon))
 
 
-def epsilon_for(dtype: Any) -> float:
-    """What is added to a variance before its root: small, yet enough for the precision."""
-    return 1e-3 if dtype == "float16" else 1e-12
+def epsilon_for(dtype: Any, epsilon: float = 0.0) -> float:
+    """What is added to a variance before its root: `epsilon`, or, if it is 0, that of `lstmlm`'s cells."""
+    return epsilon or (1e-3 if dtype == "float16" else 1e-12)
 
 
 def unrolled_lstm(
@@ -103,7 +102,8 @@ def unrolled_lstm(
 
 
 def unrolled_layer_norm_lstm(
-    x: Any, h: Any, c: Any, *weights: Any, candidate_mask: Any = None
+    x: Any, h: Any, c: Any, *weights: Any, candidate_mask: Any = None, epsilon: float = 0.0
 ) -> tuple[Variable, Variable, Variable]:
     """The plain twin of `minilstm.layer_norm_lstm.layer_norm_lstm`."""
-    return unrolled_lstm(x, h, c, *weights, candidate_mask=candidate_mask, cell=layer_norm_lstm_cell)
+    cell = functools.partial(layer_norm_lstm_cell, epsilon=epsilon)
+    return unrolled_lstm(x, h, c, *weights, candidate_mask=candidate_mask, cell=cell)

@@ -1,14 +1,7 @@
 """Two penalties on the last layer's outputs h (T, B, E), added to the loss that is trained on.
 
 Merity, McCann & Socher 2017 (arXiv 1708.01009), in the form of AWD-LSTM (Merity et al. 2018), whose means go
-over every element:
-
-    AR  = α mean(h²)                     N = T B E elements:     dh = 2α/N h
-    TAR = β mean(δ²)                     M = (T-1) B E elements: dδ = 2β/M δ
-    δ_t = h_{t+1} - h_t, 1 ≤ t < T                               dh_t = dδ_{t-1} - dδ_t, where they exist
-
-AR is for h as the decoder sees it, dropped out; TAR is for h before that dropout, whose mask would have a
-part in the differences. Neither is in the loss that is printed.
+over every element. See docs/lstm_backward.md, equations (61) to (64).
 """
 
 from __future__ import annotations
@@ -25,7 +18,7 @@ class ActivationRegularization(Function):
 
     def forward(self, h):
         self.save(h)
-        return _scaled_mean_square(h, self.alpha)  # (61) of docs/lstm_backward.md
+        return _scaled_mean_square(h, self.alpha)  # (61)
 
     def backward(self, dy):
         (h,) = self.saved

@@ -1,21 +1,9 @@
 """The sampled softmax: cross-entropy against some thousands of drawn words instead of against all V.
 
-Words are drawn from P(k) = log((k+2) / (k+1)) / log(V+1), about as often as the word with the k-th highest
-frequency stands in a text (Zipf's law), until num_samples different ones are found; that takes num_tries.
-Then a word stands among them with probability Q(k) = 1 - (1 - P(k))^num_tries, its expected count, and log Q
-is taken from its logit: what is drawn more often weighs less (Jean et al. 2015, arXiv 1412.2007, section 3).
-
-With the corrected logits u_nv = h_n · W_v + b_v - log Q(v), the loss of row n is the cross-entropy of its
-target y among y and the drawn words S. A target that was drawn as well (an accidental hit) stands there once:
-it is removed from S and put back as the target, with the same u, so for it the sum over S is all there is.
-
-    d_n = log sum_{s in S} exp(u_ns) - u_ny
-    loss_n = d_n                if y was drawn, else log(1 + exp d_n)
-    w_n = 1                     if y was drawn, else 1 / (1 + exp -d_n)        the slope, d(loss_n) / d(d_n)
-    dh_n = w_n (sum_s q_ns W_s - W_y)        q_ns = exp(u_ns) / sum_{r in S} exp(u_nr)
-    dW_v = sum_n w_n q_nv h_n - sum_{n: y_n = v} w_n h_n         db_v alike, with 1 for h_n
-
-So it is the tied softmax over the rows of S, each row of h weighed with w, and computed by the same blocks.
+Words are drawn by a law of frequency, and the log of how often a word is to be expected among them is taken
+from its logit (Jean et al. 2015, arXiv 1412.2007, section 3). It is the tied softmax over the drawn words'
+rows, each row of h weighed, and computed by the same blocks; a target that was drawn as well (an accidental
+hit) stands there once. See docs/lstm_backward.md, equations (65) to (70).
 """
 
 from __future__ import annotations
@@ -55,13 +43,13 @@ class LogUniformSampler:
     def probability(self, ids: Any) -> Any:
         """P of each id, the probability that one draw gives it; float64, shaped as `ids`."""
         xp = get_array_module(ids)
-        return xp.log1p(1 / (ids + xp.float64(1))) / self._log_range
+        return xp.log1p(1 / (ids + xp.float64(1))) / self._log_range  # (65)
 
     def expected_count(self, ids: Any, num_tries: int) -> Any:
         """Q of each id, the probability that it is among `num_tries` draws; float64, shaped as `ids`."""
         xp = get_array_module(ids)
         with np.errstate(divide="ignore"):  # the only word of a vocabulary: P = 1
-            return -xp.expm1(num_tries * xp.log1p(-self.probability(ids)))
+            return -xp.expm1(num_tries * xp.log1p(-self.probability(ids)))  # (66)
 
     def sample(self, num_samples: int, generator: np.random.Generator) -> Sample:
         """Draw until `num_samples` different words are found: always the same ones from an equal generator.
@@ -75,9 +63,10 @@ class LogUniformSampler:
                 f"got {num_samples}; lower num_samples, or take softmax 'full'"
             )
         drawn = np.zeros(self.vocab_size, bool)
-        missing, num_tries = num_samples, 0
+        missing, num_tries, count = num_samples, 0, num_samples
         while True:
-            draws = self._draw(min(2 * missing + 64, MAX_DRAWS), generator)
+            count = min(2 * count, MAX_DRAWS)  # rare words need ever more draws
+            draws = self._draw(count, generator)
             new = _first_places(draws, drawn)[:missing]
             drawn[draws[new]] = True
             missing -= len(new)
@@ -99,7 +88,9 @@ def _first_places(draws: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 
 def check_sorted_by_frequency(counts: Any) -> None:
-    """Refuse a vocabulary whose ids do not go by falling frequency: the log-uniform sampler relies on it.
+    """Refuse a vocabulary whose ids do not go by falling frequency.
+
+    The log-uniform sampler takes it so, and so do the bands of the adaptive softmax.
 
     Args:
         counts: (V), how often each word stands in the training text, by id.
@@ -111,9 +102,9 @@ def check_sorted_by_frequency(counts: Any) -> None:
     if len(rising):
         word = int(rising[0])
         raise InputError(
-            "sampled softmax: word ids must go by falling frequency; "
+            "sampled and adaptive softmax: word ids must go by falling frequency; "
             f"word {word} stands {counts[word]} times, word {word + 1} {counts[word + 1]} times; "
-            "prepare the text with train.prepare, or take softmax 'full' or 'adaptive'"
+            "prepare the text with train.prepare, or take softmax 'full'"
         )
 
 
@@ -133,8 +124,8 @@ class SampledSoftmaxLoss(Function):
         if blocks.shift is not None:
             d += blocks.shift
         hit = xp.isin(targets, ids)
-        losses = xp.where(hit, d, xp.logaddexp(0, d))
-        slope = xp.where(hit, 1, xp.exp(d - losses)).astype(h.dtype)
+        losses = xp.where(hit, d, xp.logaddexp(0, d))  # (68)
+        slope = xp.where(hit, 1, xp.exp(d - losses)).astype(h.dtype)  # (69)
         self.save(blocks, sums, slope, ids, targets, target_rows, scored)
         return scored.mean(losses.astype(h.dtype, copy=False))
 
@@ -143,9 +134,8 @@ class SampledSoftmaxLoss(Function):
         xp, h = get_array_module(sums), blocks.h
         slope = slope * (dloss / scored.count)
         drawn_dW, drawn_db = xp.empty_like(blocks.W), xp.empty_like(blocks.b)
-        row_scale = slope / sums
-        dh = blocks.gradients(h * row_scale[:, None], row_scale, (drawn_dW, True), (drawn_db, True))
-        dh -= slope[:, None] * target_rows
+        dh = blocks.gradients(slope / sums, (drawn_dW, True), (drawn_db, True))
+        dh -= slope[:, None] * target_rows  # (70)
         dW = self._scatter(1, ids, drawn_dW, targets, h * -slope[:, None])
         db = self._scatter(2, ids, drawn_db, targets, -slope)
         return scored.spread(dh), dW, db, None
@@ -164,10 +154,10 @@ class SampledSoftmaxLoss(Function):
     def _corrected(self, b: Any, ids: Any) -> Any:
         """(len(ids)): the bias of these words, less the log of their expected counts."""
         counts = LogUniformSampler(len(b)).expected_count(ids, self.sample.num_tries)
-        return b[ids] - get_array_module(b).log(counts).astype(b.dtype)
+        return b[ids] - get_array_module(b).log(counts).astype(b.dtype)  # (67)
 
     def _check(self, h: Any, W: Any, b: Any, targets: Any) -> None:
-        check_loss_inputs(self, h, W, b, targets)
+        check_loss_inputs(self.label, h, W, b, targets)
         ids, num_tries = self.sample
         check_ids(f"{self.label}: sampled ids", ids, W.shape[0])
         if not 0 < len(np.unique(ids)) == len(ids) <= num_tries:

@@ -43,7 +43,7 @@ class TiedSoftmaxLoss(Function):
         self.block_size = block_size
 
     def forward(self, h, W, b, targets):
-        check_loss_inputs(self, h, W, b, targets)
+        check_loss_inputs(self.label, h, W, b, targets)
         scored = ScoredRows(targets)
         rows = CrossEntropy(scored.pick(h), W, b, scored.pick(targets), self.block_size)
         self.save(rows, scored)
@@ -56,13 +56,25 @@ class TiedSoftmaxLoss(Function):
         return scored.spread(dh), dW[0], db[0], None
 
 
-def check_loss_inputs(function: Function, h: Any, W: Any, b: Any, targets: Any) -> None:
-    """Raise in the caller's words unless h is (N, E), W (V, E), b (V), and targets (N) ids or -1."""
+def check_loss_inputs(name: str, h: Any, W: Any, b: Any, targets: Any, lowest: int = IGNORE) -> None:
+    """Raise in the words of the caller, `name`, unless these can be scored.
+
+    Args:
+        h: must be (N, E). W: (V, E). b: (V).
+        targets: must be (N), ids in [lowest, V).
+    """
+    check_decoder(name, h, W, b)
+    if targets.shape != h.shape[:1]:
+        raise ShapeError(f"{name}: targets must be {h.shape[:1]} because h is {h.shape}; got {targets.shape}")
+    check_ids(f"{name}: targets", targets, len(W), lowest=lowest)
+
+
+def check_decoder(name: str, h: Any, W: Any, b: Any) -> None:
+    """The same of what all words are scored with."""
     if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1]:
-        raise ShapeError(f"{function.label}: h must be (N, E) and W (V, E); got {h.shape} and {W.shape}")
-    function.check_shape("b", b.shape, W.shape[:1], f"W is {W.shape}")
-    function.check_shape("targets", targets.shape, h.shape[:1], f"h is {h.shape}")
-    check_ids(f"{function.label}: targets", targets, W.shape[0], lowest=IGNORE)
+        raise ShapeError(f"{name}: h must be (N, E) and W (V, E); got {h.shape} and {W.shape}")
+    if b.shape != W.shape[:1]:
+        raise ShapeError(f"{name}: b must be {W.shape[:1]} because W is {W.shape}; got {b.shape}")
 
 
 class ScoredRows:
@@ -126,11 +138,10 @@ class CrossEntropy:
             dW, db: (array, unwritten) as `Function.grad_target` gives them; written or added to.
         """
         h, W, b = self.blocks.h, self.blocks.W, self.blocks.b
-        xp, row_scale = get_array_module(h), scale / self.sums
-        dh = self.blocks.gradients(h * row_scale[:, None], row_scale, dW, db)
+        dh = self.blocks.gradients(scale / self.sums, dW, db)
         dh -= scale * W[self.targets]  # the targets' part of (23)
         add_rows(dW[0], self.targets, h * -scale)  # of (24)
-        db[0][...] -= scale * xp.bincount(self.targets, minlength=len(b))  # of (25)
+        db[0][...] -= scale * get_array_module(h).bincount(self.targets, minlength=len(b))  # of (25)
         return dh
 
 
@@ -186,17 +197,16 @@ class SoftmaxBlocks:
             xp.maximum(highest, (self.h @ self.W[words].T + self.b[words]).max(axis=1), out=highest)
         return highest
 
-    def gradients(self, scaled_h: Any, row_scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool]) -> Any:
+    def gradients(self, row_scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool]) -> Any:
         """The softmax's part of dh (returned), dW and db, without the targets'.
 
         Args:
-            scaled_h: (N, E), h · row_scale.
             row_scale: (N), d(root)/d(loss of the row) / S.
             dW, db: (array, unwritten) as `Function.grad_target` gives them; written or added to.
         """
+        xp, scaled_h = get_array_module(self.h), self.h * row_scale[:, None]
 
         def part_gradients(part: slice) -> Any:
-            xp = get_array_module(self.h)
             dh, product = xp.zeros_like(self.h), xp.empty_like(self.h)
             for words, e in self._exponentials(part):
                 exp_b = self._exp_bias(words)
@@ -305,13 +315,6 @@ def tied_token_losses(h: Any, W: Any, b: Any, targets: Any, block_size: int = BL
     Raises:
         ShapeError, InputError: sizes that do not fit, targets out of range.
     """
-    if h.ndim != 2 or W.ndim != 2 or h.shape[1] != W.shape[1]:
-        raise ShapeError(f"token_losses: h must be (N, E) and W (V, E); got {h.shape} and {W.shape}")
-    if targets.shape != h.shape[:1] or b.shape != W.shape[:1]:
-        raise ShapeError(
-            f"token_losses: targets must be (N) = {h.shape[:1]} and b (V) = {W.shape[:1]}; "
-            f"got {targets.shape} and {b.shape}"
-        )
-    check_ids("token_losses: targets", targets, W.shape[0])
+    check_loss_inputs("tied_token_losses", h, W, b, targets, lowest=0)
     with no_backprop_mode():
         return CrossEntropy(h, W, b, targets, block_size).losses

@@ -15,15 +15,14 @@ def to_torch_state_dict(model: LanguageModel) -> dict[str, np.ndarray]:
     """The weights by the names of a PyTorch model with Embedding `encoder`, LSTMs `rnns`, Linear `decoder`.
 
     Matrices go over by renaming alone. torch.nn.LSTM has two biases where one suffices: ours becomes
-    bias_ih and bias_hh is zero. The vectors of an adaptive softmax's bands keep their own names.
+    bias_ih and bias_hh is zero.
 
     Raises:
-        InputError: layer-normalised cells, which torch.nn.LSTM does not have.
+        InputError: layer-normalised cells or an adaptive softmax, which those modules do not have.
     """
-    _check_plain_cells("to_torch_state_dict", model)
+    _check_exportable("to_torch_state_dict", model)
     tensors = {"encoder.weight": model.embedding.data, "decoder.weight": model.decoder_weight.data}
     tensors["decoder.bias"] = model.decoder_bias.data
-    tensors |= {str(band.name): band.data for band in model.bands}
     for index, layer in enumerate(model.layers):
         arrays = (layer.W_ih.data, layer.W_hh.data, layer.b.data, np.zeros_like(layer.b.data))
         tensors |= dict(zip(_torch_names(index), arrays, strict=True))
@@ -34,10 +33,17 @@ def from_torch_state_dict(model: LanguageModel, tensors: dict[str, Any]) -> None
     """Copy weights named as by `to_torch_state_dict` into the model; the two LSTM biases are added.
 
     Raises:
-        InputError: a name that is missing, layer-normalised cells, or a decoder's weight that is not the
-            encoder's for a model that ties them. ShapeError: a tensor of another size.
+        InputError: a name that is missing or that the model has no place for, a decoder's weight that is not
+            the encoder's for a model that ties them, or a model that `to_torch_state_dict` refuses.
+        ShapeError: a tensor of another size. Nothing is copied then.
     """
-    _check_plain_cells("from_torch_state_dict", model)
+    _check_exportable("from_torch_state_dict", model)
+    surplus = sorted(set(tensors) - _names(model))
+    if surplus:
+        raise InputError(
+            f"from_torch_state_dict: {', '.join(surplus)} must not be there; the model has "
+            f"{len(model.layers)} layers; leave them out, or take the model they belong to"
+        )
 
     def take(name: str, shape: Sequence[int]) -> np.ndarray:
         if name not in tensors:
@@ -59,14 +65,25 @@ def from_torch_state_dict(model: LanguageModel, tensors: dict[str, Any]) -> None
             "from_torch_state_dict: decoder.weight must equal encoder.weight, which the model ties; "
             "got two matrices; set tied_weights = false"
         )
-    values += [take(str(p.name), p.shape) for p in (model.decoder_bias, *model.bands)]
+    values += [take("decoder.bias", model.decoder_bias.shape)]
     for (_, parameter), value in zip(model.named_parameters(), values, strict=True):
         parameter.data[...] = value
 
 
-def _check_plain_cells(function: str, model: LanguageModel) -> None:
+def _check_exportable(function: str, model: LanguageModel) -> None:
+    """Raise in the words of `function` unless those names tell all about the model."""
     if model.config.layer_norm:
         raise InputError(f"{function}: torch.nn.LSTM has no layer normalisation; got a model with layer_norm")
+    if model.config.softmax == "adaptive":
+        raise InputError(
+            f"{function}: an adaptive softmax is no Linear decoder's distribution; other programs would "
+            "compute another perplexity: take a model with another softmax"
+        )
+
+
+def _names(model: LanguageModel) -> set[str]:
+    layers = range(len(model.layers))
+    return {"encoder.weight", "decoder.weight", "decoder.bias"}.union(*map(_torch_names, layers))
 
 
 def _torch_names(index: int) -> list[str]:

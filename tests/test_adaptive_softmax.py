@@ -277,19 +277,19 @@ def test_evaluation_saves_nothing():
     "bands", [(), (0, 5), (5, 5), (7, 5), (70,), (5, 71), (-3, 5), (5.0,), ("5",), (True, 5)], ids=str
 )
 def test_bands_that_do_not_cut_the_vocabulary_are_refused(bands):
-    message = (
-        "adaptive softmax: bands must be whole numbers, the first word of each band, rising, above 0 and"
-    )
-    with pytest.raises(InputError, match=message + " below the 70 words"):
-        check_bands(bands, 70)
-    check_bands((1, 2, 69), 70)
+    message = "^mine must be whole numbers, the first word of each band, rising, above 0 and below the 70"
+    with pytest.raises(InputError, match=message):
+        check_bands(bands, 70, "mine")
+    with pytest.raises(InputError, match="^adaptive_softmax_loss: bands must be whole numbers"):
+        adaptive_softmax_loss(*example(), bands)
+    check_bands((1, 2, 69), 70, "mine")
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({0: np.ones((40, 4))}, ShapeError, "h must be (N, E) and W (V, E); got (40, 4) and (70, 5)"),
-        ({2: np.ones(5)}, ShapeError, "b must be (70,) because W is (70, 5) and there are 3 bands; got (5,)"),
+        ({2: np.ones(5)}, ShapeError, "b must be (70,) because W is (70, 5); got (5,)"),
         ({3: np.ones((2, 5))}, ShapeError, "band_W must be (3, 5) because W is (70, 5) and there are 3"),
         ({4: np.ones(4)}, ShapeError, "band_b must be (3,) because W is (70, 5) and there are 3"),
         ({5: np.zeros(12, int)}, ShapeError, "targets must be (40,) because h is (40, 5); got (12,)"),
@@ -309,3 +309,12 @@ def test_what_does_not_fit_is_named(change, error, message):
     if error is ShapeError and 5 not in change:
         with pytest.raises(ShapeError, match="^adaptive_log_probs: "):
             adaptive_log_probs(*given[:5], BANDS)
+    if error is ShapeError:
+        with pytest.raises(ShapeError, match="^adaptive_token_losses: "):
+            adaptive_token_losses(*given, BANDS)
+
+
+def test_a_token_without_a_target_has_no_loss_of_its_own():
+    given = example(ignored=[2])
+    with pytest.raises(InputError, match=r"^adaptive_token_losses: targets must lie in \[0, 70\)"):
+        adaptive_token_losses(*given, BANDS)

@@ -1,5 +1,6 @@
 """python -m autograd.check: what passes, what is caught, and how table, JSON and picture show it."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -85,6 +86,14 @@ def test_all_functions_of_the_project_pass(capsys):
     assert len(rows) >= 33
     assert f"{len(rows)} functions, " in out
     assert out.rstrip().endswith("every error at most 1e-07")
+
+
+def test_a_case_of_another_function_proves_nothing(package, capsys):
+    name = package("Cube", functions=FUNCTIONS + "class Square(Cube):\n    pass\n")
+    module = importlib.import_module(name)
+    wrong = Case(module.Square, module.CASES[0].function, [normal(3)])
+    assert check.check_case(wrong).failure == "its call applies no Square"
+    assert check.check_case(module.CASES[0]).failure == ""
 
 
 def test_the_engine_alone_is_the_engines_default(capsys):

@@ -5,7 +5,7 @@ import pytest
 
 from autograd import InputError
 from minilstm import LanguageModel, MaskStream, ModelConfig
-from minilstm.dropout import WORDS_PER_COUNT
+from minilstm.dropout import ELEMENTS_PER_COUNT, LEVELS, _scaled
 
 
 @pytest.mark.parametrize("keep_prob", [0.05, 0.5, 0.65, 0.9])
@@ -13,12 +13,31 @@ from minilstm.dropout import WORDS_PER_COUNT
 def test_the_kept_fraction_and_what_it_is_scaled_by(keep_prob, dtype):
     mask = MaskStream(0).weight_mask("somewhere", (400, 1000), keep_prob, dtype)
     assert mask.dtype == dtype
-    assert set(np.unique(mask)) == {0, dtype(1 / keep_prob)}
+    dropped, scale = np.unique(mask)
+    assert (dropped, scale) == (0, pytest.approx(1 / keep_prob, rel=1e-4))
     deviation = np.sqrt(keep_prob * (1 - keep_prob) / mask.size)
     assert abs((mask > 0).mean() - keep_prob) < 4 * deviation
     for axis in (0, 1):  # no row and no column is favoured
         deviation = np.sqrt(keep_prob * (1 - keep_prob) / mask.shape[axis])
         assert np.abs((mask > 0).mean(axis=axis) - keep_prob).max() < 5.5 * deviation
+
+
+@pytest.mark.parametrize("keep_prob", [1e-7, 1e-5, 4.4e-5, 0.001, 0.3, 0.65, 1 - 1e-5, 1 - 1e-7])
+def test_the_mean_over_all_draws_is_one(keep_prob):
+    """Whatever the probability is rounded to; never is everything dropped."""
+    masks = _scaled(np.arange(LEVELS, dtype=np.uint16), keep_prob, np.float64)
+    assert masks.mean() == pytest.approx(1, rel=1e-12)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(InputError, match=r"^masks: seed must be a whole number from 0; got -1$"):
+        MaskStream(-1)
+
+
+def test_masks_for_a_part_of_the_rows_are_those_of_the_whole():
+    stream = MaskStream(5, 7, first_row=3)
+    whole = stream.row_mask("a", (6, 4), 0.5)
+    np.testing.assert_array_equal(stream.for_rows_from(2).row_mask("a", (4, 4), 0.5), whole[2:])
 
 
 def test_a_mask_depends_on_seed_window_and_place_alone():
@@ -44,7 +63,7 @@ def test_windows_follow_each_other():
 
 def test_neighbouring_elements_are_unrelated():
     kept = MaskStream(0).row_mask("a", (300, 300), 0.5) > 0
-    for shift in (1, 4, WORDS_PER_COUNT, 64, 300):
+    for shift in (1, 4, ELEMENTS_PER_COUNT, 64, 300):
         agreeing = (kept.ravel()[shift:] == kept.ravel()[:-shift]).mean()
         assert abs(agreeing - 0.5) < 0.01
 
@@ -96,7 +115,7 @@ def test_an_empty_mask(shape):
 def test_the_steps_masks_keep_their_fraction_each_on_its_own(dtype):
     mask = MaskStream(0).step_mask("a", (50, 30, 100), 0.65, dtype)
     assert mask.dtype == dtype
-    assert set(np.unique(mask)) == {0, dtype(1 / 0.65)}
+    assert np.unique(mask) == pytest.approx([0, 1 / 0.65], rel=1e-4)
     kept = (mask > 0).reshape(50, -1)
     assert np.abs(kept.mean(axis=1) - 0.65).max() < 4.5 * np.sqrt(0.65 * 0.35 / 3000)
     agreeing = [(kept[t] == kept[s]).mean() for t in range(10) for s in range(t)]
@@ -135,7 +154,7 @@ def test_the_mask_of_a_word_does_not_depend_on_the_others():
 def test_the_mask_of_a_table_keeps_its_fraction_and_its_words_are_unrelated(width):
     words = np.arange(0, 200_000, 97)
     table = MaskStream(5).lookup_mask("embedding", words, width, 0.8)
-    assert set(np.unique(table)) == {0, np.float32(1 / 0.8)}
+    assert np.unique(table) == pytest.approx([0, 1 / 0.8], rel=1e-4)
     kept = table > 0
     assert abs(kept.mean() - 0.8) < 4 * np.sqrt(0.16 / kept.size)
     assert np.abs(kept.mean(axis=0) - 0.8).max() < 4.5 * np.sqrt(0.16 / len(words))

@@ -167,11 +167,17 @@ def test_whoever_may_read_other_files_may_read_these(run, tmp_path, form):
     assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
 
 
-def test_what_plain_layers_cannot_compute_is_not_exported(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"softmax": "adaptive", "adaptive_bands": (3,)}, "an adaptive softmax is no Linear decoder's"),
+        ({"layer_norm": True}, "torch.nn.LSTM has no layer normalisation"),
+    ],
+)
+def test_what_plain_layers_cannot_compute_is_not_exported(run, tmp_path, knobs, message):
     model, config, vocabulary, _ = load_trained(run)
-    adaptive = dataclasses.make_dataclass("Adaptive", ["softmax"])("adaptive")
-    monkeypatch.setattr(model, "config", adaptive)
-    with pytest.raises(InputError, match="an adaptive softmax is no Linear decoder's distribution"):
+    model = LanguageModel(dataclasses.replace(model.config, **knobs))
+    with pytest.raises(InputError, match=message):
         export.export(model, config, vocabulary, 1, tmp_path / "folder" / "x.npz", "npz")
     assert list(tmp_path.iterdir()) == []
 

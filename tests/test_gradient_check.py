@@ -74,6 +74,13 @@ def test_a_wrong_derivative_is_caught(slip, seed):
         check_backward(product(slip), [X, W], seed=seed)
 
 
+def test_a_large_gradient_does_not_hide_a_small_one():
+    """One wrong element of W beside an x whose gradient is a million times larger."""
+    slip = product("one wrong element")
+    with pytest.raises(AssertionError):
+        check_backward(lambda x, W: slip(1e6 * x, W), [1e-6 * X, W])
+
+
 def test_a_forgotten_activation_is_caught():
     """The derivative of the product alone, as if tanh were not there."""
 

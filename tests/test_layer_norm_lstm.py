@@ -32,10 +32,10 @@ def candidate_mask(T, B, H, dtype=np.float64):
     return np.random.default_rng(2).integers(0, 2, (T, B, H)).astype(dtype) * dtype(2)
 
 
-def values_and_gradients(function, inputs, grads, mask=None):
+def values_and_gradients(function, inputs, grads, mask=None, **options):
     """y, h_T, c_T and the gradients of all nine inputs."""
     variables = [Variable(value) for value in inputs]
-    outputs = function(*variables, candidate_mask=mask)
+    outputs = function(*variables, candidate_mask=mask, **options)
     backward_all(outputs, grads)
     return [output.data for output in outputs] + [variable.grad for variable in variables]
 
@@ -56,18 +56,18 @@ def path(request, monkeypatch):
 # --- one step ---
 
 
-def normalized(x, gain, shift):
+def normalized(x, gain, shift, epsilon=1e-12):
     centred = x - x.mean(axis=1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-12) * gain + shift
+    return centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + epsilon) * gain + shift
 
 
-def textbook(x, h, c, W_ih, W_hh, gate_gain, gate_shift, cell_gain, cell_shift, mask=1.0):
+def textbook(x, h, c, W_ih, W_hh, gate_gain, gate_shift, cell_gain, cell_shift, mask=1.0, epsilon=1e-12):
     """One step in plain NumPy, each gate by itself."""
     sums = np.split(x @ W_ih.T + h @ W_hh.T, 4, axis=1)
     parts = zip(sums, np.split(gate_gain, 4), np.split(gate_shift, 4), strict=True)
-    i, f, g, o = (normalized(*part) for part in parts)
+    i, f, g, o = (normalized(*part, epsilon) for part in parts)
     i, f, o = (1 / (1 + np.exp(-z)) for z in (i, f + 1, o))
-    c = normalized(f * c + i * np.tanh(g) * mask, cell_gain, cell_shift)
+    c = normalized(f * c + i * np.tanh(g) * mask, cell_gain, cell_shift, epsilon)
     return o * np.tanh(c), c
 
 
@@ -225,6 +225,16 @@ def test_weights_gradients_are_added_to_what_is_there(path):
 
 def test_epsilon_is_that_of_the_precision():
     assert [epsilon_for(np.dtype(kind)) for kind in ("f2", "f4", "f8")] == [1e-3, 1e-12, 1e-12]
+    assert [epsilon_for(np.dtype(kind), 1e-5) for kind in ("f2", "f4", "f8")] == [1e-5] * 3
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 0.3])
+def test_a_given_epsilon_is_added_to_every_variance(epsilon):
+    x, h, c, *weights = arrays(1, 3, 4, 5)
+    expected = textbook(x[0], h, c, *weights, epsilon=epsilon)
+    for function in BOTH:
+        for ours, theirs in zip(function(x, h, c, *weights, epsilon=epsilon)[1:], expected, strict=True):
+            np.testing.assert_allclose(ours.data, theirs, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("function", BOTH)
@@ -244,17 +254,34 @@ def test_float16_agrees_with_its_twin_in_values_and_gradients():
     assert_close(*(values_and_gradients(function, inputs, grads) for function in BOTH), 0.02)
 
 
+def rows_of_equal_units(dtype, value):
+    """No state, inputs and shifts the same for all units: every row that is normalised is constant."""
+    T, B, _, H = shape = (1, 3, 4, 5)
+    given = arrays(*shape, dtype)
+    given[0][...], given[6][...] = value, 0.1
+    given[1][...] = given[2][...] = 0
+    if value:
+        given[3][...] = 0.3
+    return given, output_grads(T, B, H, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-3), (np.float64, 1e-12)])
+@pytest.mark.parametrize("value", [0.0, 0.7])
+def test_rows_of_equal_units_are_the_same_in_both(dtype, tolerance, value):
+    """Of zeros, and of a number whose mean over the units is rounded."""
+    given, grads = rows_of_equal_units(dtype, value)
+    fused, plain = (values_and_gradients(function, given, grads, epsilon=1e-5) for function in BOTH)
+    largest = max(np.abs(array).max() for array in plain)
+    for ours, theirs in zip(fused, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * largest)
+
+
 @pytest.mark.parametrize("function", BOTH)
-def test_units_that_are_all_equal_become_zero_and_have_no_slope(function):
-    """No input, no state: every row is constant, and its variance nothing but epsilon."""
-    shapes = ((2, 3, 4), (3, 5), (3, 5), (20, 4), (20, 5), (20,), (20,), (5,), (5,))
-    inputs = [np.zeros(shape, np.float32) for shape in shapes]
-    inputs[5][...], inputs[7][...] = 1, 1
-    results = values_and_gradients(function, inputs, output_grads(2, 3, 5, np.float32))
-    assert not results[0].any()
-    assert max(np.abs(result).max() for result in results) < 10, "1 / √epsilon is 1e6"
-    d_cell_shift = results[-1]
-    assert d_cell_shift.all(), "the shift is what such a row comes out as"
+@pytest.mark.parametrize("value", [0.0, 0.7])
+def test_rows_of_equal_units_have_the_derivative_that_differences_find(function, value):
+    given, grads = rows_of_equal_units(np.float64, value)
+    layer = functools.partial(function, epsilon=0.01)
+    check_backward(layer, given, grads, tolerance=1e-4)  # where units cancel, differences are all rounding
 
 
 # --- what is refused ---
@@ -263,7 +290,7 @@ def test_units_that_are_all_equal_become_zero_and_have_no_slope(function):
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("W_ih", (20, 5), "lstm: W_ih must be (4H, I) = (20, 4) because x is (3, 2, 4) and h0 is (2, 5)"),
+        ("W_ih", (20, 5), "layer_norm_lstm: W_ih must be (4H, I) = (20, 4) because x is (3, 2, 4) and h0"),
         ("gate_gain", (5,), "gate_gain must be (4H) = (20,) because x is (3, 2, 4) and h0 is (2, 5)"),
         ("gate_shift", (4, 5), "gate_shift must be (4H) = (20,)"),
         ("cell_gain", (20,), "cell_gain must be (H) = (5,)"),
@@ -276,6 +303,8 @@ def test_a_shape_that_does_not_fit_is_named(name, shape, message):
     with pytest.raises(ShapeError) as raised:
         layer_norm_lstm(*inputs)
     assert message in str(raised.value)
+    assert str(raised.value).startswith("layer_norm_lstm: ")
+    assert ("Gates are stacked" in str(raised.value)) == (not name.startswith("cell"))
 
 
 def test_two_precisions_do_not_meet():

@@ -17,9 +17,9 @@ EVERY_STEP = {"activation_dropout": "per_step", "encoder_emb_dropout": "elements
 PENALTIES = {"activation_regularization": 2.0, "temporal_activation_regularization": 1.0}
 
 
-def allocated(config):
+def allocated(config, steps=T, rows=B):
     """Bytes that a step takes beyond parameters and gradients, once the first one is done."""
-    text = np.random.default_rng(0).integers(0, V, (T + 1, B))
+    text = np.random.default_rng(0).integers(0, config.vocab_size, (steps + 1, rows))
     model = LanguageModel(config)
     for _ in range(2):
         tracemalloc.start()
@@ -32,8 +32,8 @@ def allocated(config):
     return peak
 
 
-def reckoned(config):
-    parts = memory_parts(config, TrainConfig(window=T, batch_size=B), B)
+def reckoned(config, steps=T, rows=B):
+    parts = memory_parts(config, TrainConfig(window=steps, batch_size=rows), rows)
     return parts["activations"] + parts["softmax blocks"]
 
 
@@ -51,6 +51,22 @@ def test_it_is_what_a_step_allocates(knobs):
     config = ModelConfig(**{"vocab_size": V, "embedding_size": E, "hidden_size": H, "num_layers": 3, **knobs})
     tolerance = 0.06 if num_threads() == 1 else 0.2  # threads need not hold their blocks at one time
     assert reckoned(config) == pytest.approx(allocated(config), rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {}, {"layer_norm": True}, {"recurrent_weight_keep_prob": 0.5}, {"input_weight_keep_prob": 0.5},
+        {"recurrent_weight_keep_prob": 0.5, "input_weight_keep_prob": 0.5},
+        {"softmax": "adaptive", "adaptive_bands": (9000,)},
+        {"softmax": "adaptive", "adaptive_bands": (5000, 8000)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_so_it_is_where_weights_are_larger_than_activations(knobs):
+    """What masked weights and the adaptive softmax's head hold besides the parameters and their gradients."""
+    config = ModelConfig(10_000, 300, 300, 3, **knobs)
+    assert reckoned(config, 4, 4) == pytest.approx(allocated(config, 4, 4), rel=0.1)
 
 
 def test_of_an_adaptive_softmax_it_is_the_most():

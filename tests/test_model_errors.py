@@ -51,11 +51,12 @@ def state_of(*shapes, dtype=np.float32):
         (
             state_of(((B, H), (B, H))),
             ShapeError,
-            "of shapes [(3, 6), (3, 6), (3, 4)], one per layer; got [(3, 6)]",
+            "of shapes [(3, 6), (3, 6), (3, 4)], one per layer; got h of [(3, 6)]",
         ),
-        (state_of(*[((2, H), (2, H))] * 2, ((2, E), (2, E))), ShapeError, "got [(2, 6), (2, 6), (2, 4)]"),
-        (state_of(*[((B, H), (B, H))] * 3), ShapeError, "got [(3, 6), (3, 6), (3, 6)]"),
-        (state_of(*[((B, H), (B, E))] * 2, ((B, E), (B, E))), ShapeError, "c0 must be (B, H) = (3, 6)"),
+        (state_of(*[((2, H), (2, H))] * 2, ((2, E), (2, E))), ShapeError, "h of [(2, 6), (2, 6), (2, 4)]"),
+        (state_of(*[((B, H), (B, H))] * 3), ShapeError, "got h of [(3, 6), (3, 6), (3, 6)]"),
+        (state_of(*[((B, H), (B, E))] * 2, ((B, E), (B, E))), ShapeError, "c of [(3, 4), (3, 4), (3, 4)]"),
+        ([], ShapeError, "one per layer; got h of []"),
         (
             state_of(*[((B, H), (B, H))] * 2, ((B, E), (B, E)), dtype=np.float64),
             DtypeError,
@@ -123,6 +124,10 @@ def test_what_is_neither_true_nor_false_is_refused(name, value):
     assert str(raised.value) == f"model: {name} must be true or false; got {value!r}"
 
 
+BANDS = (
+    "model: adaptive_bands must be whole numbers, the first word of each band, rising, above 0 and below the "
+    "13 words of the vocabulary; got "
+)
 SMALL = {"vocab_size": V, "embedding_size": E, "hidden_size": H, "num_layers": 3}
 
 
@@ -152,12 +157,21 @@ SMALL = {"vocab_size": V, "embedding_size": E, "hidden_size": H, "num_layers": 3
         ({"num_samples": 0}, "model: num_samples must be a whole number of at least 1; got 0"),
         (
             {"softmax": "adaptive"},
-            "model: adaptive_bands must name the first word of at least one band with softmax = 'adaptive'; "
-            "got none",
+            BANDS + "[]",
         ),
-        ({"adaptive_bands": (4, 4)}, "model: adaptive_bands must rise from one to the next; got [4, 4]"),
-        ({"adaptive_bands": [9, 4]}, "model: adaptive_bands must rise from one to the next; got [9, 4]"),
-        ({"adaptive_bands": (4, V)}, "model: adaptive_bands must begin below vocab_size = 13; got [4, 13]"),
+        ({"softmax": "adaptive", "adaptive_bands": (4, 4)}, BANDS + "[4, 4]"),
+        ({"softmax": "adaptive", "adaptive_bands": [9, 4]}, BANDS + "[9, 4]"),
+        ({"softmax": "adaptive", "adaptive_bands": (4, V)}, BANDS + "[4, 13]"),
+        (
+            {"adaptive_bands": (4,)},
+            "model: adaptive_bands are for softmax = 'adaptive'; got [4] with softmax = 'full'; "
+            "set adaptive_bands = [], or softmax = 'adaptive'",
+        ),
+        (
+            {"softmax": "sampled", "num_samples": 3, "adaptive_bands": (4, 9)},
+            "model: adaptive_bands are for softmax = 'adaptive'; got [4, 9] with softmax = 'sampled'; "
+            "set adaptive_bands = [], or softmax = 'adaptive'",
+        ),
         ({"adaptive_bands": (0, 4)}, "model: adaptive_bands must be whole numbers of at least 1; got (0, 4)"),
         ({"adaptive_bands": (2.5,)}, "model: adaptive_bands must be whole numbers of at least 1; got (2.5,)"),
         ({"adaptive_bands": "abc"}, "model: adaptive_bands must be whole numbers of at least 1; got 'abc'"),
@@ -179,7 +193,7 @@ def test_knobs_that_contradict_each_other_are_refused_in_one_line(knobs, message
         {"softmax": "sampled", "num_samples": V},
         {"num_samples": V + 1},
         {"softmax": "adaptive", "adaptive_bands": [1, V - 1]},
-        {"adaptive_bands": (4,)},
+        {"adaptive_bands": []},
     ],
     ids=str,
 )
@@ -195,9 +209,9 @@ def test_a_scale_that_is_none_is_refused(value):
         ModelConfig(V, embedding_init_scale=value)
 
 
-@pytest.mark.parametrize("dtype", [np.int32, bool, complex])
-def test_a_model_of_integers_is_refused(dtype):
-    with pytest.raises(DtypeError, match="model: dtype must be"):
+@pytest.mark.parametrize("dtype", [np.int32, bool, complex, np.float16, np.longdouble])
+def test_a_model_of_another_precision_is_refused(dtype):
+    with pytest.raises(DtypeError, match="model: dtype must be float32 or float64; got"):
         LanguageModel(CONFIG, dtype=dtype)
 
 

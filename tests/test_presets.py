@@ -61,6 +61,7 @@ def test_a_recipe_leaves_no_knob_of_the_model_to_a_default(name):
     open_ones = {"vocab_size"}
     open_ones |= {"num_samples"} if config.model["softmax"] != "sampled" else set()
     open_ones |= {"adaptive_bands"} if config.model["softmax"] != "adaptive" else set()
+    open_ones |= set() if config.model["layer_norm"] else {"layer_norm_epsilon"}
     assert set(field_kinds(ModelConfig)) - set(given) == open_ones
 
 

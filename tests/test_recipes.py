@@ -17,6 +17,7 @@ from train.wt103 import main, total_steps, windows_of
 
 DRAWN = {"variable_window": "true", "random_start": "true"}
 STATELESS = {"carry_state": "false", "shuffle_windows": "true", "random_start": "true"}
+BANDS = {"softmax": "adaptive", "adaptive_bands": "[5, 8]"}
 RECIPES = {
     "awd": {
         **DRAWN,
@@ -41,8 +42,7 @@ RECIPES = {
     },
     "bands": {
         **STATELESS,
-        "softmax": "adaptive",
-        "adaptive_bands": "[5, 8]",
+        **BANDS,
         "optimizer": "sgd",
         "momentum": 0.9,
     },
@@ -258,13 +258,14 @@ def test_a_checkpoint_from_before_there_were_other_windows_goes_on(text, here):
     assert rows_of(run)[-1]["step"] == 4
 
 
-def test_sampled_softmax_over_ids_that_are_not_sorted_is_refused(text, here):
-    path = prepare(text, here / "unsorted.h5")
+@pytest.mark.parametrize("knobs", [{"softmax": "sampled", "num_samples": 4}, BANDS], ids=str)
+def test_a_softmax_by_frequency_over_ids_that_are_not_sorted_is_refused(knobs, text, here):
+    path = prepare(text, here / f"unsorted-{knobs['softmax']}.h5")
     with h5py.File(path, "r+") as file:
         file["counts"][...] = file["counts"][:][::-1]
-    run = here / "unsorted"
+    run = here / f"unsorted-{knobs['softmax']}"
     with pytest.raises(InputError, match="word ids must go by falling frequency"):
-        main([*flags(path, run, softmax="sampled", num_samples=4), "--max-steps", "2"])
+        main([*flags(path, run, **knobs), "--max-steps", "2"])
     assert not run.exists()
     assert main([*flags(path, run), "--max-steps", "2"]) == 0
 
@@ -273,7 +274,7 @@ def test_sampled_softmax_over_ids_that_are_not_sorted_is_refused(text, here):
     ("knobs", "message"),
     [
         ({"softmax": "sampled", "num_samples": 500}, "num_samples must be at most vocab_size = 15; got 500"),
-        ({"softmax": "adaptive", "adaptive_bands": "[4, 20]"}, "adaptive_bands must begin below vocab_size"),
+        ({"softmax": "adaptive", "adaptive_bands": "[4, 20]"}, "adaptive_bands must be .* below the 15"),
         ({"accumulate": 3}, "accumulate 3 must divide the 8 rows of each rank; .*one of 1, 2, 4, 8"),
     ],
 )

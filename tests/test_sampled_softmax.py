@@ -102,6 +102,17 @@ def test_equal_to_drawing_one_word_after_the_other(V, num_samples, max_draws, mo
         assert sample.num_tries >= num_samples
 
 
+def test_the_last_words_need_no_more_than_a_few_rounds(monkeypatch):
+    """Each makes as many draws as all before it together, so that asking for every word ends soon."""
+    counts, draw = [], LogUniformSampler._draw
+    monkeypatch.setattr(
+        LogUniformSampler, "_draw", lambda self, count, g: counts.append(count) or draw(self, count, g)
+    )
+    sample = LogUniformSampler(3000).sample(3000, rng())
+    assert sample.num_tries > 20_000
+    assert counts == [6000 * 2**k for k in range(len(counts))]
+
+
 def test_words_are_different_and_the_same_for_an_equal_generator():
     sampler = LogUniformSampler(267_735)
     first, again, other = (sampler.sample(8192, rng(seed)) for seed in (3, 3, 4))

@@ -7,7 +7,7 @@ from softmax_examples import divide_work, example, run
 import autograd.functions as F
 from autograd import DtypeError, InputError, Parameter, ShapeError, Variable
 from minilstm import tied_softmax
-from minilstm.tied_softmax import BLOCK_WORDS, KEPT_BYTES, tied_softmax_loss
+from minilstm.tied_softmax import BLOCK_WORDS, KEPT_BYTES, tied_softmax_loss, tied_token_losses
 
 TOLERANCES = {np.float32: 2e-6, np.float64: 1e-14}
 
@@ -237,3 +237,11 @@ def test_what_does_not_fit_is_named(change, error, message):
         tied_softmax_loss(**given)
     assert type(raised.value) is error
     assert message in str(raised.value)
+    if error is ShapeError:
+        with pytest.raises(ShapeError, match="^tied_token_losses: "):
+            tied_token_losses(**given)
+
+
+def test_a_token_without_a_target_has_no_loss_of_its_own():
+    with pytest.raises(InputError, match=r"^tied_token_losses: targets must lie in \[0, 70\)"):
+        tied_token_losses(*example(ignored=[2]))

@@ -92,8 +92,7 @@ def test_weights_come_back_from_torch():
         {},
         {"tied_weights": False},
         {"tied_weights": False, "last_hidden_size": 9},
-        {"softmax": "adaptive", "adaptive_bands": (3, 7)},
-        {"softmax": "adaptive", "adaptive_bands": (3,), "tied_weights": False},
+        {"softmax": "sampled", "num_samples": 3},
     ],
     ids=str,
 )
@@ -109,11 +108,18 @@ def test_weights_go_to_torchs_names_and_back(options):
     assert memory.tobytes() == model.flat_parameters.tobytes()
 
 
-def test_layer_normalised_cells_have_no_names_there():
-    model = example(layer_norm=True)
-    with pytest.raises(InputError, match="torch.nn.LSTM has no layer normalisation"):
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"layer_norm": True}, "torch.nn.LSTM has no layer normalisation"),
+        ({"softmax": "adaptive", "adaptive_bands": (3,)}, "an adaptive softmax is no Linear decoder's"),
+    ],
+)
+def test_what_its_modules_do_not_compute_has_no_names_there(knobs, message):
+    model = example(**knobs)
+    with pytest.raises(InputError, match=f"^to_torch_state_dict: {message}"):
         to_torch_state_dict(model)
-    with pytest.raises(InputError, match="torch.nn.LSTM has no layer normalisation"):
+    with pytest.raises(InputError, match=f"^from_torch_state_dict: {message}"):
         from_torch_state_dict(model, {})
 
 
@@ -126,13 +132,15 @@ def test_layer_normalised_cells_have_no_names_there():
             InputError,
             "decoder.weight must equal encoder.weight, which the",
         ),
+        ("rnns.3.bias_hh_l0", np.zeros(4), InputError, "rnns.3.bias_hh_l0 must not be there; the"),
+        ("rnns.0.weight_hr_l0", np.zeros(4), InputError, "rnns.0.weight_hr_l0 must not be there"),
         ("rnns.1.bias_hh_l0", None, InputError, "rnns.1.bias_hh_l0 is missing; got decoder.bias, "),
         ("decoder.bias", np.zeros(V + 1), ShapeError, f"decoder.bias must be ({V},); got ({V + 1},)"),
     ],
 )
 def test_other_weights_are_refused_and_none_is_loaded(name, value, error, message):
     tensors, model = to_torch_state_dict(example()), example(scale=2.0)
-    del tensors[name]
+    tensors.pop(name, None)
     tensors |= {} if value is None else {name: value}
     kept = model.flat_parameters.copy()
     with pytest.raises(error) as raised:

@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from autograd.errors import InputError
 from minilstm import LanguageModel, to_torch_state_dict
@@ -39,11 +38,11 @@ def export(
         form: torch, safetensors or npz.
 
     Raises:
-        InputError: one of the two files is there already, the model is more than its tensors tell, or a file
-            cannot be written.
+        InputError: one of the two files is there already, the model is one that `to_torch_state_dict`
+            refuses, or a file cannot be written.
     """
     refuse_existing(path)
-    tensors, companion = _tensors(model), companion_of(path)
+    tensors, companion = to_torch_state_dict(model), companion_of(path)
     facts = {
         "format": FORMAT,
         "version": VERSION,
@@ -92,16 +91,6 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _tensors(model: LanguageModel) -> dict[str, Any]:
-    """The weights by PyTorch's names, of models that those names tell all about."""
-    if vars(model.config).get("softmax") == "adaptive":
-        raise InputError(
-            "export: an adaptive softmax is no Linear decoder's distribution; "
-            "other programs would compute another perplexity: export a model with another softmax"
-        )
-    return to_torch_state_dict(model)  # raises for cells that torch.nn.LSTM does not have
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,8 +25,8 @@ def memory_parts(model: ModelConfig, train: TrainConfig, rows: int) -> dict[str,
     activations += sum(_layer_floats(model, index, steps) for index in range(model.num_layers))
     activations += steps * model.output_size if model.temporal_activation_regularization else 0
     softmax = _softmax_floats(model, steps)
-    largest_backward = max(_backward_floats(model, index, steps) for index in range(model.num_layers))
-    activations += max(largest_backward - softmax, 0)  # it comes when the softmax's blocks are gone
+    passing = max(_passing_floats(model, index, steps) for index in range(model.num_layers))
+    activations += max(passing - softmax, 0)  # it comes when the softmax's blocks are not there
     return {
         "parameters": parameters * FLOAT_BYTES,
         "gradients": parameters * FLOAT_BYTES,
@@ -48,9 +48,8 @@ def _embedding_floats(model: ModelConfig, steps: int) -> int:
 
 def _layer_floats(model: ModelConfig, index: int, steps: int) -> int:
     """What one layer holds from its forward to its backward pass."""
-    (inputs, units), last = model.layer_sizes[index], index == model.num_layers - 1
-    into = model.encoder_last_input_keep_prob if last else model.encoder_dp_input_keep_prob
-    out = model.encoder_last_output_keep_prob if last else model.encoder_dp_output_keep_prob
+    inputs, units = model.layer_sizes[index]
+    into, out = model.activation_keep_probs(index)
     product_and_mask = 2 if model.activation_dropout == "per_step" else 1  # a locked one is T times smaller
     floats = steps * (4 * units + 3 * units)  # gates; h, c, tanh(c)
     floats += steps * (5 * units + 5) if model.layer_norm else 0  # normalised gates and cell, 1 / deviations
@@ -63,19 +62,27 @@ def _layer_floats(model: ModelConfig, index: int, steps: int) -> int:
     return floats
 
 
-def _backward_floats(model: ModelConfig, index: int, steps: int) -> int:
-    """What the backward pass of one layer takes for as long as it runs."""
+def _passing_floats(model: ModelConfig, index: int, steps: int) -> int:
+    """What the forward or the backward pass of one layer takes for as long as it runs."""
     inputs, units = model.layer_sizes[index]
-    return steps * (5 * units + inputs) + 4 * units * units  # slopes, gradients; W_hh in panels
+    W_ih, W_hh = 4 * units * inputs, 4 * units * units
+    forward = 2 * W_hh + (0 if model.layer_norm else W_ih)  # scaled for one tanh, W_hh in panels too
+    backward = steps * (5 * units + inputs) + W_hh  # slopes, gradients; W_hh in panels
+    backward += W_ih if model.input_weight_keep_prob < 1 else 0  # what arrives at the masked weights
+    backward += W_hh if model.recurrent_weight_keep_prob < 1 else 0
+    return max(forward, backward)
 
 
 def _softmax_floats(model: ModelConfig, steps: int) -> int:
-    """Exponentials that are kept, one block a thread, and rows of W and of its gradient that are gathered."""
+    """Exponentials that are kept, one block a thread, and rows of W and of its gradient that are gathered:
+    the drawn words', or the head's."""
     softmaxes, words, gathered = 1, model.vocab_size, 0
     if model.softmax == "sampled":
         words, gathered = model.num_samples, 2 * model.num_samples * model.output_size
     elif model.softmax == "adaptive":
-        softmaxes += len(model.adaptive_bands)  # at most: it depends on how many rows each band gets
+        bands = len(model.adaptive_bands)
+        softmaxes += bands  # at most: it depends on how many rows each band gets
+        gathered = 2 * (model.adaptive_bands[0] + bands) * (model.output_size + 1)
     kept = min(softmaxes * KEPT_BYTES // FLOAT_BYTES, steps * words)
     return kept + num_threads() * steps * (BLOCK_WORDS + 2 * model.output_size) + gathered
 

@@ -89,7 +89,7 @@ class TrainingStep:
         for first in range(0, inputs.shape[1], size):
             rows = slice(first, first + size)
             part = None if state is None else [(h[rows], c[rows]) for h, c in state]
-            own_masks = MaskStream(masks.seed, masks.window, masks.first_row + first)
+            own_masks = masks.for_rows_from(first)
             objective, loss, new_state = self.model.objective(
                 inputs[:, rows], targets[:, rows], part, own_masks
             )

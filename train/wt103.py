@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         folder.check_unused()  # before anything that takes long
     path = ensure_prepared(train.data, None, communicator, min_count=train.min_count or None)
     with open_corpus(path) as corpus, folder.locked() if communicator.is_root else nullcontext():
-        if config.model["softmax"] == "sampled":
+        if config.model["softmax"] != "full":
             check_sorted_by_frequency(corpus.counts)
         run = TrainingRun(config.with_vocab_size(len(corpus.vocabulary)), folder, corpus, communicator, rows)
         run.begin(resume=args.resume)
