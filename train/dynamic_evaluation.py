@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from train.corpus import Corpus
 
 RULES = ("rms", "sgd")
-STATISTICS = 200
+STATISTICS = 50
 """Windows of the training split that the mean squares are taken over."""
 STATISTICS_ROWS = 100
 """Rows of such a window: what the published code averages a gradient over."""
