@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from train.files import atomic_write
 from train.metrics import read_metrics
-from train.parser import Parser
 from train.plot import styled_figure
 from train.run_folder import RunFolder
 

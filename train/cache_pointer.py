@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from autograd.parallel import num_threads, run_parts, split_range
 from minilstm import LanguageModel
@@ -29,7 +30,6 @@ from minilstm.language_model import State
 from train.batches import Read
 from train.communicator import Communicator
 from train.evaluate import PROTOCOL, loss_and_perplexity, stream_of
-from train.parser import Parser
 from train.rows import NO_WORD, WARM_UP, rows_of_rank, walk
 
 if TYPE_CHECKING:

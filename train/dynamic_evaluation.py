@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autograd import evaluation_mode
+from autograd.command import Parser
 from autograd.errors import InputError
 from autograd.parallel import num_threads, run_parts, split_range
 from minilstm import LanguageModel, detach
@@ -34,7 +35,6 @@ from train.communicator import Communicator
 from train.evaluate import PROTOCOL, evaluate, loss_and_perplexity, stream_of
 from train.log import Progress, progress
 from train.optimizers import PIECE
-from train.parser import Parser
 
 if TYPE_CHECKING:
     from train.corpus import Corpus

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autograd import evaluation_mode, no_backprop_mode
+from autograd.command import Parser
 from autograd.errors import InputError
 from autograd.functions.loss import IGNORE
 from minilstm import LanguageModel
@@ -20,7 +21,6 @@ from minilstm.language_model import State
 from train.batches import Read
 from train.communicator import Communicator, get_communicator
 from train.log import progress
-from train.parser import Parser
 from train.rows import Row, rows_of_rank, share, walk
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from minilstm import LanguageModel, to_torch_state_dict
 from train.communicator import get_communicator
 from train.config import RunConfig
 from train.corpus import Vocabulary
 from train.files import atomic_write, made_folder
-from train.parser import Parser
 from train.weight_files import SUFFIXES, write_tensors
 
 FORMAT = "minilstm-weights"

@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from train.checked_types import Sections, choices_of, plain_type
 from train.config import (
@@ -26,7 +27,6 @@ from train.config import (
     sections_of,
     tomllib,
 )
-from train.parser import Parser
 
 # Fields of TrainConfig that are changed so often that each has its own flag; --set reaches all the others.
 _FLAG_HELP = {

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from minilstm import LanguageModel
 from train.continuation import ROWS, Piece, generate_many, in_order, search_many
 from train.corpus import EOS, UNK, Vocabulary
-from train.parser import Parser
 from train.sampling import Sampling
 
 

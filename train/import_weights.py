@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from minilstm import LanguageModel, from_torch_state_dict
 from train.awd_names import Tensors, model_knobs, plain_names
@@ -24,7 +25,6 @@ from train.config import RunConfig, TrainConfig
 from train.corpus import Vocabulary, open_corpus
 from train.export import FORMAT, VERSION, companion_of, sha256
 from train.files import made_folder
-from train.parser import Parser
 from train.prepare import ensure_prepared
 from train.run_folder import BEST, Position, RunFolder, checkpoint_facts, save_run
 from train.weight_files import read_tensors

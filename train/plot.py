@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from train.config import RunConfig, load_run_config
 from train.files import atomic_write
 from train.log import scaled
 from train.metrics import read_metrics
-from train.parser import Parser
 
 # Okabe & Ito's colours, told apart with any kind of colour vision; validation differs in its marks as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
