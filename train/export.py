@@ -79,7 +79,9 @@ def companion_of(path: Path) -> Path:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise an InputError if the weights or their companion are there already."""
+    """Raise an InputError if the weights or their companion are there already, or `path` is a folder."""
+    if path.is_dir():
+        raise InputError(f"--output: expected the name of a file to write, got the folder {path}")
     for file in (path, companion_of(path)):
         if file.exists():
             raise InputError(f"{file}: is there already; remove it, or choose another --output")

@@ -164,7 +164,8 @@ def _refuse_another_min_count(path: Path, min_count: int | None) -> None:
     if min_count not in (None, recipe.get("min_count")):
         raise InputError(
             f"{path}: was prepared with minimum count {recipe.get('min_count')}, not {min_count}; "
-            "set min_count=0, or give --data the text itself"
+            "give --data the text itself, or a file of it made by: "
+            f"python -m train.prepare TEXT --min-count {min_count}"
         )
 
 
