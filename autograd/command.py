@@ -13,6 +13,7 @@ from typing import NoReturn
 from autograd.errors import InputError
 
 INPUT_ERROR_STATUS = 2  # as argparse exits
+_LESS_MEMORY = "ask for less at a time: a smaller batch, window or number of beams"
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,8 +37,9 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run the `main` of a command of one process and exit with the status it returns.
 
-    An `InputError` is printed as one line, `error: …`, with status 2; Ctrl-C ends with status 130 and a
-    reader that went away (`… | head`) with 141, both as a shell reports them, without a traceback.
+    An `InputError` or a lack of memory is printed as one line, `error: …`, with status 2; Ctrl-C ends with
+    status 130 and a reader that went away (`… | head`) with 141, both as a shell reports them, without a
+    traceback.
     """
     message, status = outcome(main)
     if message:
@@ -60,6 +62,9 @@ def outcome(main: Callable[[], int | None], where: Callable[[], str] = lambda: "
         if error.filename is None:
             raise
         return f"error: {error.filename}: {(error.strerror or str(error)).lower()}", INPUT_ERROR_STATUS
+    except MemoryError as error:
+        what = f" ({_one_line(error)})" if str(error) else ""
+        return f"error: {where()}not enough memory{what}; {_LESS_MEMORY}", INPUT_ERROR_STATUS
     except SystemExit as exit:
         if exit.code is None or isinstance(exit.code, int):
             return "", exit.code or 0

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from train.config import load_run_config
 from train.environment import environment
@@ -36,7 +37,6 @@ from train.flags import config_from_args
 from train.log import progress
 from train.metrics import read_metrics
 from train.nearest import nearest
-from train.parser import Parser
 from train.plot import styled_figure
 from train.prepare import prepare
 from train.run_folder import RunFolder
@@ -100,7 +100,7 @@ class Ablation:
     """
 
     def __init__(
-        self, data: Path, work_dir: Path, epochs: int, settings: dict[str, str], threads: int
+        self, data: Path, work_dir: Path, epochs: int, settings: dict[str, Any], threads: int
     ) -> None:
         self.data, self.work_dir, self.epochs = data, work_dir, epochs
         self.settings, self.threads = settings, threads
@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     _check(options)
     data = cut_text(options.data, options.tokens, options.min_count, options.work_dir / "text")
-    settings = dict(pair.split("=", 1) for pair in options.settings)
+    settings = dict(map(parse_setting, options.settings))
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     ablation = Ablation(data, options.work_dir, options.epochs, settings, threads)
     wanted = [(variant, seed) for seed in range(options.seeds) for variant in options.variants]
@@ -314,12 +314,11 @@ def _check(options: argparse.Namespace) -> None:
     for split in ("train", "valid", "test"):
         if not _split(options.data, split).is_file():
             raise InputError(f"--data: expected a folder with wiki.{split}.tokens in it; got {options.data}")
+    for pair in options.settings:
+        parse_setting(pair)
     unknown = [name for name in options.variants if name not in VARIANTS]
     if unknown:
         raise InputError(f"--variants: unknown {unknown[0]!r}; {nearest('variant', unknown[0], VARIANTS)}")
-    for pair in options.settings:
-        if "=" not in pair:
-            raise InputError(f"--set: expected KEY=VALUE, got {pair!r}")
     for name in ("out", "plot"):
         path = getattr(options, name)
         if path and (path.is_dir() or not path.parent.is_dir()):

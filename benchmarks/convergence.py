@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from benchmarks.systems import make_system, require_torch
 from minilstm import ModelConfig
@@ -35,7 +36,6 @@ from train.evaluate import PROTOCOL
 from train.files import atomic_write, exclusive_lock
 from train.log import Progress, progress
 from train.metrics import MetricsLog, read_metrics
-from train.parser import Parser
 from train.prepare import ensure_prepared
 from train.wt103 import total_steps, windows_of
 

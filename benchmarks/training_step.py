@@ -34,12 +34,12 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from benchmarks.child import Child
 from benchmarks.sizes import SIZES, Size
 from benchmarks.systems import require_torch
 from benchmarks.training_step_worker import GEMM_SIZE
-from train.parser import Parser
 
 WARM_UP = 2
 """Untimed rounds: memory is touched for the first time, Adam makes its moments."""

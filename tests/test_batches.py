@@ -165,3 +165,11 @@ def test_groups_that_do_not_divide_a_ranks_rows_are_refused():
     assert RankRows.of(1, 2, 12, accumulate=3) == RankRows(6, 6)
     with pytest.raises(InputError, match=r"accumulate 4 must divide the 6 rows .*one of 1, 2, 3, 6$"):
         RankRows.of(0, 2, 12, accumulate=4)
+
+
+@pytest.mark.parametrize("windows", [ANY, Windows(10)])
+def test_windows_are_counted_up_to_a_limit(windows):
+    whole = windows.count(4, 503)
+    assert windows.count(4, 503, limit=whole + 1) == windows.count(4, 503, limit=whole) == whole
+    assert windows.count(4, 503, limit=whole - 1) == whole - 1
+    assert windows.count(10**12, 503, limit=whole) == whole

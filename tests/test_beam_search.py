@@ -115,7 +115,7 @@ def test_every_growing_text_may_end_at_any_place():
     [
         ((0, 2), "num_words and num_beams must each be at least 1; got 0 and 2"),
         ((3, 0), "got 3 and 0"),
-        ((3, 2, None, None, -1.0), "length_penalty must be a number of at least 0; got -1.0"),
+        ((3, 2, None, None, -1.0), "length_penalty must be within .0, 10.; got -1.0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(arguments, message):
@@ -128,3 +128,13 @@ def test_a_diverged_model_is_refused():
     model.flat_parameters[...] = np.nan
     with pytest.raises(InputError, match="must give some word a probability"):
         beam_search(model, PROMPT, 3, 2)
+
+
+def test_the_prompt_is_read_once_for_all_beams(monkeypatch):
+    model, rows = tiny_model(1), []
+    plain = model.next_log_probs
+    monkeypatch.setattr(
+        model, "next_log_probs", lambda ids, state: rows.append(len(ids)) or plain(ids, state)
+    )
+    beam_search(model, PROMPT, 3, 5)
+    assert rows == [1, 1, 1, 5, 5]

@@ -15,6 +15,7 @@ from minilstm import LanguageModel, ModelConfig
 from minilstm.tied_softmax import tied_token_losses
 from train.cache_pointer import NO_WORD, PointerGrid, cache_masses, mixture_losses, pointer_losses
 from train.communicator import SingleProcess
+from train.rows import rows_of_rank
 
 EOS, V = 2, 9
 GRID = PointerGrid(windows=(3, 40, 200), thetas=(0.0, 0.7, 30.0), lambdas=(0.0, 0.1, 0.6))
@@ -240,3 +241,23 @@ def test_what_was_tuned_is_said(run):
     assert tuned.startswith("tuned on valid: --pointer-window 20 --pointer-theta 1 --pointer-lambda 0.")
     assert scored.startswith("test: perplexity ")
     assert change.startswith("without it: perplexity ")
+
+
+def test_a_window_beyond_the_text_is_one_of_its_length(model, tokens):
+    endless = PointerGrid((3, 10**15, 10**16), (0.7,), (0.1,))
+    found = score(model, tokens, endless)
+    expected = score(model, tokens, PointerGrid((3, len(tokens)), (0.7,), (0.1,))).losses
+    np.testing.assert_array_equal(found.losses, expected[[0, 1, 1]])
+    assert found.best(endless).windows[0] in (3, 10**15)
+
+
+def test_no_more_rows_than_their_caches_have_room_for(model, tokens, monkeypatch):
+    expected, seen = score(model, tokens, batch_size=3), []
+    row = (200 + 128) * 6 * 8  # bytes: the states of a window and of the steps read at a time
+    monkeypatch.setattr("train.cache_pointer.CACHE_BYTES", 3 * row)
+    monkeypatch.setattr(
+        "train.cache_pointer.rows_of_rank", lambda *args: seen.append(args[3]) or rows_of_rank(*args)
+    )
+    found = score(model, tokens, batch_size=10**12)
+    assert seen == [3]
+    np.testing.assert_array_equal(found.losses, expected.losses)

@@ -78,3 +78,11 @@ def test_an_interrupt_of_mpirun_ends_all_ranks():
     while any(os.path.exists(f"/proc/{rank}") for rank in ranks):
         assert time.monotonic() < deadline, "a rank outlived its launcher"
         time.sleep(0.05)
+
+
+def test_too_little_memory_is_one_line_with_advice_and_status_2():
+    result = run_main("import numpy\nnumpy.ones((1 << 30, 1 << 24))")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: not enough memory (Unable to allocate 128. PiB")
+    assert result.stderr.endswith("; ask for less at a time: a smaller batch, window or number of beams\n")
+    assert run_main("raise MemoryError").stderr.startswith("error: not enough memory; ask for less")

@@ -250,3 +250,4 @@ def test_a_learning_rate_that_breaks_the_model_is_told(run):
     result = evaluate_run(run, "--dynamic-rule", "sgd", "--dynamic-learning-rate", "1e30")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.splitlines()[-1].startswith("error: --dynamic: the updates have driven the weights")
+    assert "Warning" not in result.stderr

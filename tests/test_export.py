@@ -13,7 +13,9 @@ from mpi import ROOT, run_ranks
 from tiny import write_text
 
 import train.evaluate
+import train.plot
 import train.weight_files
+import train.wt103
 from autograd.errors import InputError
 from minilstm import LanguageModel, ModelConfig, to_torch_state_dict
 from train import export, import_weights
@@ -21,7 +23,7 @@ from train.awd_names import plain_names
 from train.config import RunConfig, TrainConfig
 from train.corpus import open_corpus
 from train.import_weights import write_run
-from train.prepare import prepare
+from train.prepare import ensure_prepared, prepare
 from train.run_folder import load_trained
 from train.weight_files import SUFFIXES, read_tensors, write_tensors
 
@@ -497,7 +499,7 @@ def test_words_that_do_not_fit_are_refused(run, data, tmp_path, words, message, 
         (b"[", "is not JSON"),
         (b"\xff", "is not UTF-8 text"),
         (b'["\\ud800"]', "must be one word"),
-        (None, "cannot be read: No such file"),
+        (None, "cannot be read (no such file"),
     ],
 )
 def test_files_of_words_that_are_none_are_refused(run, tmp_path, content, message):
@@ -586,3 +588,36 @@ def test_the_commands_exit_2_on_bad_input_without_a_traceback(exported, tmp_path
     result = run_ranks(1, "train.export", str(tmp_path), "--to", "npz")
     assert (result.returncode, result.stdout) == (2, "")
     assert "expected the folder of a run" in result.stderr
+
+
+def test_data_is_prepared_with_the_runs_own_minimum_count(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINILSTM_DATA", str(tmp_path / "prepared"))
+    text = write_text(tmp_path / "text.txt")
+    with open_corpus(ensure_prepared(text, min_count=110)) as corpus:
+        vocabulary = corpus.vocabulary
+    with open_corpus(ensure_prepared(text)) as corpus:
+        assert len(corpus.vocabulary) > len(vocabulary)
+    knobs = {**SIZES, "vocab_size": len(vocabulary)}
+    config = RunConfig(knobs, TrainConfig(data=str(text), min_count=110))
+    write_run(tmp_path / "run", LanguageModel(config.model_config(), seed=4), config, vocabulary, step=1)
+    export.main([str(tmp_path / "run"), "--to", "npz"])
+    weights, returned = tmp_path / "run" / "model.npz", tmp_path / "returned"
+    arguments = [str(weights), "--run-dir", str(returned), "--data", str(text)]
+    assert import_weights.main(arguments) == 0
+    assert loss_of(returned, capsys) == loss_of(tmp_path / "run", capsys)
+
+
+def test_a_folder_is_no_output(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (".", "..", str(tmp_path)):
+        with pytest.raises(
+            InputError, match="--output: expected the name of a file to write, got the folder"
+        ):
+            export.main([str(run), "--to", "npz", "--output", name])
+
+
+def test_imported_weights_are_neither_trained_on_nor_plotted(run, capsys):
+    with pytest.raises(InputError, match="holds imported weights alone, which cannot be trained on; train"):
+        train.wt103.main(["--run-dir", str(run), "--resume"])
+    with pytest.raises(InputError, match="holds imported weights, whose training left no curves here; plot"):
+        train.plot.load_run(run)

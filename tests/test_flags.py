@@ -7,7 +7,7 @@ import pytest
 
 from autograd.errors import InputError
 from train.config import to_toml
-from train.flags import argument_parser, config_from_args
+from train.flags import argument_parser, config_from_args, parse_setting
 
 
 def write(path, text):
@@ -121,8 +121,8 @@ def test_resume_starts_from_what_the_run_was_started_with(tmp_path):
     assert args.resume
     assert resumed == started.with_vocab_size(99)
     assert config_from_args([*start, "--resume"])[0] == resumed
-    longer, _ = config_from_args(["--run-dir", str(tmp_path), "--resume", "--max-steps", "5"])
-    assert (longer.train.max_steps, longer.model) == (5, resumed.model)
+    longer, _ = config_from_args(["--run-dir", str(tmp_path), "--resume", "--max-steps", "500"])
+    assert (longer.train.max_steps, longer.model) == (500, resumed.model)
     with pytest.raises(InputError, match="was started with preset 'quickstart', not 'wt103'"):
         config_from_args(["--run-dir", str(tmp_path), "--resume", "--preset", "wt103"])
 
@@ -147,3 +147,15 @@ def test_help_names_every_key_and_loads_no_library_of_files_or_ranks():
     assert printed.endswith("light\n")
     for word in ("--preset", "--set", "--dry-run", "quickstart", "learning_rate", "precision"):
         assert word in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("window=5", ("window", 5)),
+        (" data = a b ", ("data", "a b")),
+        ("decay_epochs=[1, 2]", ("decay_epochs", [1, 2])),
+    ],
+)
+def test_a_setting_is_tomls(text, expected):
+    assert parse_setting(text) == expected

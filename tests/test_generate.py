@@ -200,7 +200,7 @@ def test_json_tells_every_text_and_its_probability(run, capsys):
 def test_beams_find_what_is_at_least_as_likely_as_greedy_words(run, capsys):
     options = ["--prompt", "the cat", "--prompt", "the dog", "--words", 5, "--json"]
     greedy = json.loads(command(capsys, run, *options, "--greedy").out)["texts"]
-    beams = json.loads(command(capsys, run, *options, "--num-beams", 30).out)["texts"]
+    beams = json.loads(command(capsys, run, *options, "--num-beams", 14).out)["texts"]
     for one, other in zip(greedy, beams, strict=True):
         assert other["log_prob"] >= one["log_prob"] - 1e-4
         assert other["prompt"] == one["prompt"]
@@ -239,6 +239,13 @@ def test_until_eos_a_text_is_a_line(run, capsys):
         ),
         (["--greedy", "--temperature", "0.5"], "leave --temperature out"),
         (["--greedy", "--samples", "2"], "leave --samples out"),
+        (["--greedy", "--seed", "2"], "leave --seed out"),
+        (["--temperature", "0", "--top-k", "2"], "--temperature 0: takes the likeliest word each time"),
+        (["--num-beams", "2", "--seed", "0"], "--num-beams: searches for one text and draws none"),
+        (["--num-beams", "2", "--batch-size", "4"], "one text at a time; leave --batch-size out"),
+        (["--num-beams", "2", "--length-penalty", "1"], "--length-penalty: acts with --until-eos alone"),
+        (["--batch-size", "1000000000000"], "--batch-size: must be at most 65,536; got 1000000000000"),
+        (["--num-beams", "1000000000000"], "the words of the vocabulary; got 1000000000000"),
         (
             ["--temperature", "0", "--samples", "2"],
             "--samples: with --temperature 0 all of them are the same",
@@ -246,7 +253,10 @@ def test_until_eos_a_text_is_a_line(run, capsys):
         (["--prompts", "gone.txt"], "gone.txt: cannot be read (no such file or directory)"),
         (["--prompts", "."], ".: cannot be read (is a directory)"),
         (["--prompt", "the \udcff"], "--prompt: must be UTF-8"),
-        (["--num-beams", "2", "--length-penalty", "-1"], "length_penalty must be a number of at least 0"),
+        (
+            ["--num-beams", "2", "--until-eos", "--length-penalty", "-1"],
+            "length_penalty must be within [0, 10]; got -1",
+        ),
     ],
 )
 def test_bad_flags_are_refused_before_anything_is_printed(run, capsys, monkeypatch, tmp_path, flags, message):
@@ -271,3 +281,30 @@ def test_bad_files_of_prompts_are_refused(run, capsys, tmp_path, content, messag
         main([str(run), "--prompts", str(tmp_path / "prompts.txt")])
     assert message in str(raised.value)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("penalty", ["10.5", "inf", "nan", "1e308"])
+def test_a_penalty_out_of_range_is_told_before_the_model_is_loaded(penalty):
+    with pytest.raises(InputError, match="length_penalty must be within .0, 10.; got "):
+        main(["no such run", "--num-beams", "2", "--until-eos", "--length-penalty", penalty])
+
+
+def test_of_many_ranks_the_root_alone_writes(run):
+    result = run_ranks(2, "train.generate", str(run), "--words", "5", "--json")
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads(result.stdout)["texts"]) == 1
+
+
+def test_texts_are_made_up_as_they_are_written_and_not_before(model):
+    pieces = generate_many(model, WORDS, [[0], [3]], 2, Sampling(), num_samples=10**15)
+    assert [next(pieces).text for _ in range(8)] == list(range(8))
+
+
+def test_more_samples_than_memory_holds_begin_at_once(run):
+    process = start_ranks(1, "train.generate", str(run), "--words", "2", "--samples", "10000000000000")
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "--- 1/10000000000000 ---\n"
+    finally:
+        kill(process)
+        process.communicate()

@@ -1,6 +1,7 @@
 """The display: a bar on a terminal, plain lines elsewhere, nothing on other ranks."""
 
 import io
+import math
 import os
 import pty
 import select
@@ -13,7 +14,7 @@ from fcntl import ioctl
 import pytest
 from mpi import find_mpirun
 
-from train.log import TrainingDisplay, duration, progress, scaled
+from train.log import TrainingDisplay, duration, format_perplexity, progress, scaled
 
 ROW = {"step": 10, "loss": 6.2345, "perplexity": 510.123, "tokens_per_second": 9812.4}
 SCORE = {"split": "valid", "step": 10, "perplexity": 312.416, "loss": 5.74434, "scored_tokens": 217646}
@@ -154,3 +155,19 @@ def test_durations(seconds, text):
 )
 def test_scaled_numbers(number, text):
     assert scaled(number) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (4.056, "4.06"),
+        (1234.5, "1,234.50"),
+        (999999.4, "999,999.40"),
+        (1e6, "1.0e+06"),
+        (1.23e304, "1.2e+304"),
+    ],
+)
+def test_perplexities(value, text):
+    assert format_perplexity(value) == text
+    assert format_perplexity(1234.56, decimals=1) == "1,234.6"
+    assert format_perplexity(math.inf) == "inf"

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from autograd.errors import InputError
-from train.optimizers import NTASGD, PIECE, SGD, Adam, Optimizer, add_scaled, clip_factor, global_norm
+from train.optimizers import (
+    NTASGD,
+    PIECE,
+    SGD,
+    Adam,
+    Optimizer,
+    add_scaled,
+    clip_factor,
+    for_each_piece,
+    global_norm,
+)
 
 SIZE = 2 * PIECE + 777  # two whole pieces and a part of one
 STEPS = 7
@@ -375,3 +385,18 @@ def test_add_scaled(size):
         target = gradients[0].copy()
         add_scaled(target, source, 0.25, threads)
         assert (target == gradients[0] + np.float32(0.25) * source).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, PIECE, 2 * PIECE + 3, 5 * PIECE])
+def test_every_piece_is_worked_on_once_with_memory_of_its_length(size, threads):
+    counts = np.zeros(size, np.int8)
+
+    def work(piece, scratch, more):
+        assert piece.start % PIECE == 0
+        assert len(scratch) == len(more) == piece.stop - piece.start
+        assert (scratch.dtype, more.dtype) == (np.float32, np.int64)
+        counts[piece] += 1
+
+    for_each_piece(size, threads, work, (np.dtype(np.float32), np.dtype(np.int64)))
+    assert (counts == 1).all()

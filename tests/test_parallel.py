@@ -134,6 +134,10 @@ def test_a_part_sees_the_callers_settings():
     """What NumPy ignores in the caller it ignores in its threads."""
     with np.errstate(over="ignore"):
         assert run_parts(lambda _: float(np.exp(np.float32(1000))), range(2)) == [np.inf, np.inf]
+    with np.errstate(all="ignore"):
+        assert run_parts(lambda _: float(np.float32(1) / np.float32(0)), range(3)) == [np.inf] * 3
+    with np.errstate(all="raise"), pytest.raises(FloatingPointError):
+        run_parts(lambda part: part and np.float32(1) / np.float32(0), range(2))
 
 
 # --- matmul_rows ---

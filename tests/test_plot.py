@@ -159,3 +159,17 @@ def test_without_matplotlib_it_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"pip install 'minilstm\[plot\]'"):
         plot_runs([run], tmp_path / "plot.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_lies_far_outside_the_axes_leaves_them_their_room(tmp_path):
+    """A ceiling that no gradient comes near, and a validation that blew up."""
+    rows = [*ROWS, score_row(100, "valid", 600.0)]
+    usual, _ = drawn([make_run(tmp_path / "usual", ROWS, clip_norm=0.25)])
+    far, axes = drawn([make_run(tmp_path / "far", rows, clip_norm=10)])
+    for figure in (usual, far):
+        figure.canvas.draw()
+    widths = [[one.get_position().width for one in figure.axes] for figure in (usual, far)]
+    np.testing.assert_allclose(*widths, rtol=0.05)
+    assert [text.get_text() for text in axes[2].texts] == ["clipped at 10, above"]
+    assert [text.get_text() for text in usual.axes[2].texts] == ["clipped at 0.25"]

@@ -218,7 +218,7 @@ def test_a_file_of_another_minimum_count_does_not_pass_for_the_one_that_is_asked
     with pytest.raises(InputError, match=r"in another way; .*python -m train\.prepare .*text --force"):
         ensure_prepared(folder, tmp_path)
     assert ensure_prepared(path) == ensure_prepared(path, min_count=2) == path
-    with pytest.raises(InputError, match="prepared with minimum count 2, not 3; set min_count=0"):
+    with pytest.raises(InputError, match="prepared with minimum count 2, not 3; give --data the text"):
         ensure_prepared(path, min_count=3)
     assert change(path) == before
 

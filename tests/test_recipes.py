@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny import flags, rows_of, train_tiny, write_text
 
+import train.evaluate
 import train.wt103
 from autograd.errors import InputError
 from train.checkpoint import save_checkpoint
@@ -294,3 +295,28 @@ def test_a_run_says_which_vocabulary_of_its_text_it_wants(text, here):
     assert len(words) < 15
     with pytest.raises(InputError, match="another vocabulary|vocab_size"):
         main(["--run-dir", str(run), "--resume", "--max-steps", "4", "--set", "min_count=0"])
+
+
+def test_the_validation_at_a_stop_is_not_one_of_nt_asgds(text, here):
+    """A run of 4 steps validates at its end, where a longer one does not: it must go on as that one."""
+    whole, parted = here / "stop-whole", here / "stop-parted"
+    train_here(text, whole, "awd", "--max-steps", "12")
+    train_here(text, parted, "awd", "--max-steps", "4")
+    assert len(arrays_of(parted / "checkpoints" / "latest.h5")["optimizer/losses"]) == 1
+    assert main(["--run-dir", str(parted), "--resume", "--max-steps", "12"]) == 0
+    expected, got = (arrays_of(run / "checkpoints" / "latest.h5") for run in (whole, parted))
+    assert expected.keys() == got.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(got[name], array, err_msg=name)
+
+
+def test_evaluate_by_protocol_zero_takes_the_runs_own_window(text, here, capsys):
+    run = here / "zero"
+    knobs = {"evaluation_protocol": "zero", "evaluation_window": 5, "evaluate_every": 3}
+    train_here(text, run, "lstmlm", "--max-steps", "6", *(f"--set={k}={v}" for k, v in knobs.items()))
+    written = json.loads((run / "result.json").read_text())["test"]
+    capsys.readouterr()
+    assert train.evaluate.main([str(run), "--protocol", "zero", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["protocol"] == written["protocol"] == "zero state every 5 tokens"
+    assert printed["loss"] == pytest.approx(written["loss"], rel=1e-6)

@@ -34,12 +34,10 @@ def test_it_goes_on_from_the_learning_rate_and_never_up(name):
         assert all(later <= earlier for earlier, later in itertools.pairwise(got))
 
 
-def test_step_decays_at_milestones_in_steps_or_epochs():
+def test_step_decays_at_milestones():
     expected = [0.5, 0.5, 0.05, 0.05, 0.005, 0.005]
     steps = [0, 99, 100, 249, 250, 10_000]
     assert values("step", steps, decay_factor=0.1, milestones=[250, 100]) == pytest.approx(expected)
-    by_epochs = values("step", steps, decay_factor=0.1, milestones=[2, 5], steps_per_epoch=50)
-    assert by_epochs == pytest.approx(expected)
 
 
 def test_step_decays_every_so_many_steps():

@@ -154,6 +154,14 @@ def test_max_tokens_ends_the_run_at_the_window_that_reaches_it():
     assert total_steps(TrainConfig(batch_size=4, window=10, epochs=5, max_steps=7), 25) == 7
 
 
+def test_epochs_beyond_the_steps_are_not_counted():
+    """Each epoch of drawn windows has a number of its own: to count a billion of them takes hours."""
+    endless = {"batch_size": 4, "window": 10, "epochs": 10**9, "max_steps": 7, "variable_window": True}
+    assert total_steps(TrainConfig(**endless), 25) == 7
+    assert total_steps(TrainConfig(**endless, max_tokens=10**12), 25) == 7
+    assert total_steps(TrainConfig(**{**endless, "max_steps": 1000}, max_tokens=90), 25) < 7
+
+
 def test_a_dry_run_prints_the_cards_size_and_touches_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--preset", "wt103", "--set", "vocab_size=267735", "--dry-run"]) == 0
@@ -183,6 +191,14 @@ def refused(tmp_path, *arguments):
         (["--device", "cuda"], "device cuda needs|this version trains on cpu alone"),
         (["--precision", "mixed"], "this version trains in float32 alone"),
         (["--data", "no-such-text"], "no-such-text"),
+        (
+            ["--data", "no-such-text", "--set=schedule=cosine", "--set=warmup_steps=9", "--max-steps", "9"],
+            "schedule 'cosine' decays until step 9, which must be beyond its warm-up of 9 steps; lower",
+        ),
+        (
+            ["--data", "no-such-text", "--set=schedule=exponential", "--set=warmup_steps=9", "--max-steps=5"],
+            "'exponential' decays until step 5, which .*; lower warmup_steps, or raise max_steps",
+        ),
         (["--resume"], "config.toml is not there; name the run by --run-dir, or start without --resume"),
     ],
 )
@@ -232,13 +248,27 @@ def test_a_rank_count_that_does_not_divide_the_batch_is_one_line_and_status_2(te
     assert not run.exists()
 
 
-def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint(text):
-    run, env = text.parent / "diverged", {"MINILSTM_DATA": str(text.parent / "prepared")}
-    knobs = {"optimizer": "sgd", "learning_rate": 1e30, "clip_norm": 0}
+def diverged(text, run, **knobs):
+    """What a run that diverges leaves on stderr."""
+    env = {"MINILSTM_DATA": str(text.parent / "prepared")}
+    knobs = {"optimizer": "sgd", "learning_rate": 1e30, **knobs}
     result = run_ranks(1, "train.wt103", *flags(text, run, **knobs), env=env)
     assert result.returncode == 2
     assert "error: training diverged at step" in result.stderr
-    assert "lower learning_rate or clip_norm" in result.stderr
+    assert "Warning" not in result.stderr
+    return result.stderr
+
+
+def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint(text):
+    run = text.parent / "diverged"
+    message = diverged(text, run, save_every=1, clip_norm=1e9)
+    assert f"the checkpoint {run / 'checkpoints' / 'latest.h5'} is as it was; lower learning_rate" in message
+
+
+def test_a_run_that_diverges_names_no_checkpoint_that_is_not_there(text):
+    message = diverged(text, text.parent / "diverged-at-once", clip_norm=0)
+    assert "checkpoint" not in message
+    assert "; --set clip_norm=0.25, or lower learning_rate" in message
 
 
 @pytest.fixture(scope="module")

@@ -54,11 +54,17 @@ class Windows:
         """(start, stop) of each window of a stream of `length` steps, in the epoch's order, int (N, 2)."""
         return _cut(self, epoch, length)
 
-    def count(self, epochs: int, length: int) -> int:
-        """Windows in the first `epochs` epochs together."""
+    def count(self, epochs: int, length: int, limit: int | None = None) -> int:
+        """Windows in the first `epochs` epochs together; those beyond `limit` are not counted."""
         if self.all_epochs_alike:
-            return epochs * len(self.cut(0, length))
-        return sum(len(self.cut(epoch, length)) for epoch in range(epochs))
+            counted = epochs * len(self.cut(0, length))
+            return counted if limit is None else min(counted, limit)
+        counted = 0
+        for epoch in range(epochs):
+            counted += len(self.cut(epoch, length))
+            if limit is not None and counted >= limit:
+                return limit
+        return counted
 
     def rate_factor(self, steps: int) -> float:
         """By what the learning rate is multiplied for the update from a window of so many steps.

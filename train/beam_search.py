@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,8 @@ from autograd.errors import InputError
 from minilstm import LanguageModel
 from minilstm.language_model import State
 from train.sampling import check_log_probs, largest
+
+LARGEST_PENALTY = 10.0
 
 
 class Hypothesis(NamedTuple):
@@ -50,17 +51,17 @@ def beam_search(
         num_beams: K, texts kept at each step; 1 is greedy search.
         end: the id that ends a text and counts as its last word; None: only num_words ends one.
         barred: an id that no text has.
-        length_penalty: α of the score log P / length^α. 0: the likeliest text, which favours short ones;
-            1: the best mean per word. Without `end` all texts are equally long, and it changes nothing.
+        length_penalty: α of the score log P / length^α, within [0, 10]. 0: the likeliest text, which favours
+            short ones; 1: the best mean per word. Without `end` all texts are equally long, and it changes
+            nothing.
 
     Raises:
-        InputError: num_words or num_beams below 1, a length_penalty below 0, or a model that gives no word a
-            probability.
+        InputError: num_words or num_beams below 1, a length_penalty out of its range, or a model that gives
+            no word a probability.
     """
     if num_words < 1 or num_beams < 1:
         raise InputError(f"num_words and num_beams must each be at least 1; got {num_words} and {num_beams}")
-    if not 0 <= length_penalty < math.inf:
-        raise InputError(f"length_penalty must be a number of at least 0; got {length_penalty}")
+    check_length_penalty(length_penalty)
     beams = _Beams(np.zeros((num_beams, 0), np.int64), np.full(num_beams, -np.inf))
     beams.log_probs[0] = 0.0  # the prompt; the other rows, which are equal to it, start as no text
     log_probs, state = _feed(model, prompt, num_beams)
@@ -83,12 +84,20 @@ def beam_search(
     return best
 
 
+def check_length_penalty(value: float) -> None:
+    """Raise an InputError unless it is within [0, 10]: far beyond, length^α is no number."""
+    if not 0 <= value <= LARGEST_PENALTY:
+        raise InputError(f"length_penalty must be within [0, {LARGEST_PENALTY:g}]; got {value}")
+
+
 def _feed(model: LanguageModel, prompt: list[int], rows: int) -> tuple[Any, State]:
-    """log P(next word) (rows, V) and state after the prompt, in equal rows."""
-    state = model.initial_state(rows)
+    """log P(next word) (rows, V) and state after the prompt, read once and repeated in equal rows."""
+    state = model.initial_state(1)
     for word in prompt:
-        log_probs, state = model.next_log_probs(np.full(rows, word), state)
-    return log_probs, state
+        log_probs, state = model.next_log_probs(np.array([word]), state)
+    return log_probs.repeat(rows, axis=0), [
+        (h.repeat(rows, axis=0), c.repeat(rows, axis=0)) for h, c in state
+    ]
 
 
 def _extended(beams: _Beams, log_probs: np.ndarray, barred: int | None) -> np.ndarray:

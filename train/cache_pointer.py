@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from autograd.parallel import num_threads, run_parts, split_range
 from minilstm import LanguageModel
@@ -29,7 +30,7 @@ from minilstm.language_model import State
 from train.batches import Read
 from train.communicator import Communicator
 from train.evaluate import PROTOCOL, loss_and_perplexity, stream_of
-from train.parser import Parser
+from train.log import format_perplexity
 from train.rows import NO_WORD, WARM_UP, rows_of_rank, walk
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 QUERIES = 128
 """Steps read, and looked up in the cache, at a time."""
+CACHE_BYTES = 1 << 30
+"""What the caches of one rank's rows may take: more rows than fit in it are not read side by side."""
 LOWEST = -1e30
 """Likeness of a state that is not there: finite, so that differences of two of them are."""
 
@@ -120,19 +123,27 @@ def pointer_losses(
         communicator: its ranks share the rows.
         grid: what is tried.
         batch_size: rows, over all ranks; None: one a rank. One row in all is the definition itself; several
-            fill their caches on the text before their own part, and give the same to rounding.
+            fill their caches on the text before their own part, and give the same to rounding. Where so
+            many caches would take more than CACHE_BYTES, there are fewer rows.
     """
     began = time.perf_counter()
-    capacity = grid.windows[-1]
-    rows = rows_of_rank(
-        read, num_tokens, eos_id, batch_size or communicator.size, communicator, WARM_UP + capacity
-    )
-    scorer = _PointerScorer(model, grid, len(rows))
+    # A window beyond the text holds what one of the text's length holds.
+    bounded = PointerGrid(tuple(min(w, num_tokens) for w in grid.windows), grid.thetas, grid.lambdas)
+    capacity = bounded.windows[-1]
+    row_bytes = (capacity + QUERIES) * model.config.output_size * model.flat_parameters.itemsize
+    most = max(CACHE_BYTES // row_bytes, 1) * communicator.size
+    batch_size = min(batch_size or communicator.size, most)
+    rows = rows_of_rank(read, num_tokens, eos_id, batch_size, communicator, WARM_UP + capacity)
+    scorer = _PointerScorer(model, bounded, len(rows))
     walk(model, rows, QUERIES, scorer.step, description if communicator.is_root else None)
     sums = np.concatenate([[scorer.count, scorer.static], scorer.sums.ravel()])
     count, static, *losses = np.asarray(communicator.allreduce_sum(sums.tolist()))
+    own = [bounded.windows.index(min(window, num_tokens)) for window in grid.windows]
     return PointerLosses(
-        np.reshape(losses, scorer.sums.shape) / count, static / count, int(count), time.perf_counter() - began
+        np.reshape(losses, scorer.sums.shape)[own] / count,
+        static / count,
+        int(count),
+        time.perf_counter() - began,
     )
 
 
@@ -353,7 +364,9 @@ def _tell(tuning: dict[str, Any], chosen: PointerGrid) -> None:
     edge = tuning["at_the_edge"]
     print(
         f"tuned on valid: --pointer-window {chosen.windows[0]} --pointer-theta {chosen.thetas[0]:g} "
-        f"--pointer-lambda {chosen.lambdas[0]:g}, perplexity there {tuning['valid_static_perplexity']:,.2f} "
-        f"→ {tuning['valid_perplexity']:,.2f}" + (f" ({', '.join(edge)} at the grid's edge)" if edge else ""),
+        f"--pointer-lambda {chosen.lambdas[0]:g}, perplexity there "
+        f"{format_perplexity(tuning['valid_static_perplexity'])} → "
+        f"{format_perplexity(tuning['valid_perplexity'])}"
+        + (f" ({', '.join(edge)} at the grid's edge)" if edge else ""),
         flush=True,
     )

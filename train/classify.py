@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from train.checked_types import choices_of, plain_type
 from train.classification_data import (
@@ -40,7 +41,6 @@ from train.config import field_kinds
 from train.environment import environment
 from train.files import atomic_write
 from train.log import duration
-from train.parser import Parser
 from train.run_folder import BEST, LATEST, load_trained
 from train.tokenizer import Tokenizer
 

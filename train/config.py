@@ -109,7 +109,15 @@ class TrainConfig:
     def _contradictions(self) -> list[tuple[bool, str]]:
         """(does it stand here, what it is and what to do) for everything that cannot be meant together."""
         stepwise, milestones = self.schedule == "step", bool(self.decay_epochs)
+        cosine_end = self.decay_steps or self.max_steps  # 0: where it ends is not known yet
+        end = {"cosine": cosine_end, "exponential": 0 if self.decay_steps else self.max_steps}
         return [
+            (
+                0 < end.get(self.schedule, 0) <= self.warmup_steps,
+                f"schedule {self.schedule!r} decays until step {end.get(self.schedule)}, which must be "
+                f"beyond its warm-up of {self.warmup_steps} steps; lower warmup_steps, or raise "
+                + ("decay_steps" if self.decay_steps else "max_steps"),
+            ),
             (
                 stepwise and not self.decay_steps and not milestones,
                 "decay_steps must be at least 1 with schedule 'step', or decay_epochs given; got 0",
@@ -162,7 +170,7 @@ class RunConfig:
         model = dataclasses.asdict(config_class(**{"vocab_size": MAX_VOCAB_SIZE, **knobs}))
         if "vocab_size" not in self.model:
             del model["vocab_size"]
-        if self.train.l2_tied and not model.get("tied_weights", True):
+        if self.train.l2_tied and not model["tied_weights"]:
             raise InputError(
                 "l2_tied is of the matrix that embedding and decoder share; "
                 "set tied_weights=true or l2_tied=0"

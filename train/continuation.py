@@ -19,6 +19,10 @@ ROWS = 8
 """Texts written side by side unless told otherwise: the matrices are read once for all of them."""
 
 
+MOST_ROWS = 1 << 16
+"""More than that the command does not write side by side: a row of the softmax alone is the vocabulary."""
+
+
 class Piece(NamedTuple):
     """The next words of one of many texts: one when they are drawn, all of them after a search."""
 
@@ -84,12 +88,12 @@ def generate_many(
     )
     barred = None if allow_unk else vocabulary.unk_id
     end = vocabulary.eos_id if until_eos else None
-    return _write(model, deque(texts), num_words, sampling, barred, end, batch_size)
+    return _write(model, texts, num_words, sampling, barred, end, batch_size)
 
 
 def _write(
     model: LanguageModel,
-    waiting: deque[Text],
+    waiting: Iterator[Text],
     num_words: int,
     sampling: Sampling,
     barred: int | None,
@@ -102,12 +106,14 @@ def _write(
     """
     rows: list[Text | None] = [None] * batch_size
     inputs, state = np.zeros(batch_size, np.int64), model.initial_state(batch_size)
-    while waiting or any(rows):
+    while True:
         for row, text in enumerate(rows):
-            if text is None and waiting:
-                rows[row] = waiting.popleft()
+            if text is None and (begun := next(waiting, None)):
+                rows[row] = begun
                 for part in (part for pair in state for part in pair):
                     part[row] = 0
+        if not any(rows):
+            return
         for row, text in enumerate(rows):
             if text is not None and text.unread:
                 inputs[row] = text.unread.popleft()

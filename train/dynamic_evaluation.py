@@ -21,20 +21,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autograd import evaluation_mode
+from autograd.command import Parser
 from autograd.errors import InputError
-from autograd.parallel import num_threads, run_parts, split_range
 from minilstm import LanguageModel, detach
 from train.batches import Read
 from train.communicator import Communicator
 from train.evaluate import PROTOCOL, evaluate, loss_and_perplexity, stream_of
-from train.log import Progress, progress
-from train.optimizers import PIECE
-from train.parser import Parser
+from train.log import Progress, format_perplexity, progress
+from train.optimizers import for_each_piece
 
 if TYPE_CHECKING:
     from train.corpus import Corpus
@@ -156,7 +156,7 @@ def dynamic_loss(
     """
     total, state = 0.0, None
     before = np.array([eos_id])
-    silent = np.errstate(over="ignore", invalid="ignore")  # the loss tells
+    silent = np.errstate(all="ignore")  # the loss tells
     with _weights_restored(model) as trained, evaluation_mode(), silent:
         update = _Update(model, trained, rule, rms)
         for start in range(0, num_tokens, rule.segment):
@@ -173,7 +173,7 @@ def dynamic_loss(
             state, before = detach(new_state), words[-1:]
             if bar:
                 so_far = loss_and_perplexity(total / (start + len(words)))
-                bar.update(len(words), f"perplexity {so_far['perplexity']:,.2f}")
+                bar.update(len(words), f"perplexity {format_perplexity(so_far['perplexity'])}")
     return total / num_tokens
 
 
@@ -204,19 +204,15 @@ class _Update:
         self.decay_per_rms = rule.decay / mean if mean else 0.0  # λ RMS_norm = this · RMS_g
 
     def __call__(self, gradients: np.ndarray) -> None:
-        def work(share: slice) -> None:
-            memory = np.empty((2, min(PIECE, share.stop - share.start)), self.weights.dtype)
-            for first in range(share.start, share.stop, PIECE):
-                piece = slice(first, min(first + PIECE, share.stop))
-                self._update_piece(piece, gradients[piece], *memory[:, : piece.stop - first])
-
-        run_parts(work, split_range(self.weights.size, num_threads(), PIECE))
+        memory = (self.weights.dtype, self.weights.dtype)
+        for_each_piece(self.weights.size, None, partial(self._update_piece, gradients), memory)
 
     def _update_piece(
-        self, piece: slice, gradients: np.ndarray, change: np.ndarray, factor: np.ndarray
+        self, all_gradients: np.ndarray, piece: slice, change: np.ndarray, factor: np.ndarray
     ) -> None:
         """`change` and `factor`: scratch memory of the piece's length."""
-        weights, trained, rule = self.weights[piece], self.trained[piece], self.rule
+        gradients, rule = all_gradients[piece], self.rule
+        weights, trained = self.weights[piece], self.trained[piece]
         np.subtract(trained, weights, out=change)
         if self.rms is None:
             change *= rule.decay
@@ -234,13 +230,11 @@ class _Update:
 def _add_squares(squares: np.ndarray, gradients: np.ndarray) -> None:
     """squares += gradients², in place of both."""
 
-    def work(share: slice) -> None:
-        for first in range(share.start, share.stop, PIECE):
-            piece = slice(first, min(first + PIECE, share.stop))
-            gradients[piece] *= gradients[piece]
-            squares[piece] += gradients[piece]
+    def work(piece: slice) -> None:
+        gradients[piece] *= gradients[piece]
+        squares[piece] += gradients[piece]
 
-    run_parts(work, split_range(squares.size, num_threads(), PIECE))
+    for_each_piece(squares.size, None, work)
 
 
 def tune(
@@ -390,7 +384,7 @@ def _tune_on_valid(
         best = loss_and_perplexity(min(tried.values()))
         print(
             f"tuned on the first {tokens:,} tokens of valid: --dynamic-learning-rate {rule.learning_rate:g} "
-            f"--dynamic-decay {rule.decay:g}, perplexity there {best['perplexity']:,.2f}",
+            f"--dynamic-decay {rule.decay:g}, perplexity there {format_perplexity(best['perplexity'])}",
             flush=True,
         )
     grid = [

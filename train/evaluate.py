@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autograd import evaluation_mode, no_backprop_mode
+from autograd.command import Parser
 from autograd.errors import InputError
 from autograd.functions.loss import IGNORE
 from minilstm import LanguageModel
 from minilstm.language_model import State
 from train.batches import Read
 from train.communicator import Communicator, get_communicator
-from train.log import progress
-from train.parser import Parser
+from train.log import format_perplexity, progress
 from train.rows import Row, rows_of_rank, share, walk
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ PROTOCOLS = {
 """How each protocol is named beside a result. Carried: exact with one row; several rows start from the state
 that the last words before them leave. Zero: windows know nothing of each other, so any number is exact."""
 PROTOCOL = PROTOCOLS["carried"]
+BATCH_SIZE = 10
+"""Rows scored side by side unless told otherwise."""
 
 
 def evaluate(
@@ -41,7 +43,7 @@ def evaluate(
     num_tokens: int,
     eos_id: int,
     communicator: Communicator,
-    batch_size: int = 10,
+    batch_size: int = BATCH_SIZE,
     window: int = 70,
     description: str | None = None,
     protocol: str = "carried",
@@ -159,6 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     communicator = get_communicator()
     score = _scorer(args, communicator)  # what is wrong with the flags is told before anything is read
     model, config, vocabulary, facts = load_trained(args.run, args.checkpoint)
+    args.window = args.window or config.train.evaluation_window  # as the run itself scored
     data, min_count = args.data or config.train.data, config.train.min_count or None
     with open_corpus(ensure_prepared(data, None, communicator, min_count=min_count)) as corpus:
         if corpus.fingerprint != vocabulary.fingerprint():
@@ -189,9 +192,14 @@ def _parser() -> Parser:
         help="the state goes through the split (default), or is zero every --window tokens",
     )
     parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="rows scored at a time; default 10, with --pointer 1"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help=f"rows scored at a time; default {BATCH_SIZE}, with --pointer 1",
     )
-    parser.add_argument("--window", type=int, metavar="T", help="steps scored at a time; default 70")
+    parser.add_argument(
+        "--window", type=int, metavar="T", help="steps scored at a time; default: the run's evaluation_window"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     cache_pointer.add_flags(parser)
     dynamic_evaluation.add_flags(parser)
@@ -214,14 +222,14 @@ def _scorer(args: argparse.Namespace, communicator: Communicator) -> Score:
         return cache_pointer.scorer(args)
     if mode == "dynamic":
         return dynamic_evaluation.scorer(args, communicator)
-    options = {name: getattr(args, name) for name in ("batch_size", "window") if getattr(args, name)}
     return lambda model, corpus, communicator: evaluate(
         model,
         *stream_of(corpus, args.split),
         communicator,
+        args.batch_size or BATCH_SIZE,
+        args.window,
         description=f"scoring {args.split}",
         protocol=args.protocol,
-        **options,
     )
 
 
@@ -252,14 +260,15 @@ def _print(args: argparse.Namespace, step: int, result: dict[str, Any]) -> None:
         return
     speed = result["scored_tokens"] / max(result["seconds"], 1e-9)
     print(
-        f"{args.split}: perplexity {result['perplexity']:,.2f}, loss {result['loss']:.4f} nats over "
+        f"{args.split}: perplexity {format_perplexity(result['perplexity'])}, "
+        f"loss {result['loss']:.4f} nats over "
         f"{result['scored_tokens']:,} tokens ({result['protocol']}), weights of step {step:,}, "
         f"{speed:,.0f} tokens/s"
     )
     if "static_perplexity" in result:
         before = result["static_perplexity"]
         change = result["perplexity"] / before - 1
-        print(f"without it: perplexity {before:,.2f}; with it {change:+.1%}")
+        print(f"without it: perplexity {format_perplexity(before)}; with it {change:+.1%}")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from minilstm import LanguageModel, to_torch_state_dict
 from train.communicator import get_communicator
 from train.config import RunConfig
 from train.corpus import Vocabulary
 from train.files import atomic_write, made_folder
-from train.parser import Parser
 from train.weight_files import SUFFIXES, write_tensors
 
 FORMAT = "minilstm-weights"
@@ -78,7 +78,9 @@ def companion_of(path: Path) -> Path:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise an InputError if the weights or their companion are there already."""
+    """Raise an InputError if the weights or their companion are there already, or `path` is a folder."""
+    if path.is_dir():
+        raise InputError(f"--output: expected the name of a file to write, got the folder {path}")
     for file in (path, companion_of(path)):
         if file.exists():
             raise InputError(f"{file}: is there already; remove it, or choose another --output")

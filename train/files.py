@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes and exclusive locks.
+"""Files that are either whole or absent: atomic writes and exclusive locks; and text read whole.
 
 A reader never sees half a file. What is being written lies beside its target under a temporary name that
 holds the writer's host and process id, so that the next writer can tell a dead process's leftovers from a
@@ -10,12 +10,28 @@ import fcntl
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from autograd.errors import InputError
 
 _SUFFIX = ".tmp"
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """All of a file, which must be UTF-8; its name `-` is standard input.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        content = sys.stdin.buffer.read() if os.fspath(path) == "-" else Path(path).read_bytes()
+        return content.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text: {error}") from None
 
 
 @contextlib.contextmanager

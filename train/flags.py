@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from train.checked_types import Sections, choices_of, plain_type
 from train.config import (
@@ -26,7 +27,6 @@ from train.config import (
     sections_of,
     tomllib,
 )
-from train.parser import Parser
 
 # Fields of TrainConfig that are changed so often that each has its own flag; --set reaches all the others.
 _FLAG_HELP = {
@@ -83,7 +83,7 @@ def config_from_args(
     """
     args = (parser or argument_parser()).parse_args(argv)
     config_file = read_config_file(args.config) if args.config else sections_of([], "--config")
-    settings = sections_of([_setting(text) for text in args.set], "--set")
+    settings = sections_of([parse_setting(text) for text in args.set], "--set")
     given = ((name, getattr(args, name)) for name in ("preset", *_FLAG_HELP))
     flags = sections_of(((name, value) for name, value in given if value is not None), "command line")
 
@@ -118,8 +118,12 @@ def _resumed(run_dir: Path, named_presets: list[str]) -> Sections:
     return sections
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    """(key, value) of one --set: TOML's syntax for the value, and a bare word is a text."""
+def parse_setting(text: str) -> tuple[str, Any]:
+    """(key, value) of one --set: TOML's syntax for the value, and a bare word is a text.
+
+    Raises:
+        InputError: not of the form KEY=VALUE. Whether there is such a key, `train.config` knows.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"--set: expected KEY=VALUE; got {text!r}")

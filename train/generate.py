@@ -9,11 +9,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from minilstm import LanguageModel
-from train.continuation import ROWS, Piece, generate_many, in_order, search_many
+from train.beam_search import check_length_penalty
+from train.communicator import get_communicator
+from train.continuation import MOST_ROWS, ROWS, Piece, generate_many, in_order, search_many
 from train.corpus import EOS, UNK, Vocabulary
-from train.parser import Parser
+from train.files import read_text
 from train.sampling import Sampling
 
 
@@ -82,14 +85,21 @@ def as_text(word: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; prints prompts and texts as they come."""
+    """The command; prints prompts and texts as they come. Of many ranks the root alone works."""
     from train.run_folder import load_trained
 
     args = _parser().parse_args(argv)
+    if not get_communicator().is_root:
+        return 0
     _check(args)
     sampling = _sampling(args)
     given = _given_prompts(args)
     model, _, vocabulary, facts = load_trained(args.run, args.checkpoint)
+    if args.num_beams and args.num_beams > len(vocabulary):
+        raise InputError(
+            f"--num-beams: must be at most {len(vocabulary)}, the words of the vocabulary; "
+            f"got {args.num_beams}"
+        )
     prompts = [read_prompt(text, vocabulary, where) for where, text in given]
     _report_unknown(given, prompts)
     ids = [prompt.ids for prompt in prompts]
@@ -105,18 +115,17 @@ def main(argv: list[str] | None = None) -> int:
             ids,
             args.words,
             sampling,
-            args.seed,
+            args.seed or 0,
             args.samples,
             args.allow_unk,
             args.until_eos,
-            args.batch_size,
+            args.batch_size or ROWS,
         )
-    heads = [prompt for prompt in prompts for _ in range(args.samples)]
     if args.json:
         run = {"run": str(args.run), "step": facts["position"]["step"]}
-        print(json.dumps(run | {"texts": _texts(pieces, heads, args.samples, vocabulary)}))
+        print(json.dumps(run | {"texts": _texts(pieces, prompts, args.samples, vocabulary)}))
     else:
-        _print(in_order(pieces), heads, vocabulary)
+        _print(in_order(pieces), prompts, args.samples, vocabulary)
     return 0
 
 
@@ -126,77 +135,100 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m train.generate", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run")
     parser.add_argument("--checkpoint", choices=(BEST, LATEST), default=BEST, help="default: best")
-    what = parser.add_argument_group("what to write")
-    what.add_argument(
+    _add_texts(parser.add_argument_group("what to write"))
+    _add_drawing(parser.add_argument_group("how words are drawn"))
+    _add_search(parser.add_argument_group("or searched"))
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    return parser
+
+
+def _add_texts(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--prompt",
         action="append",
         metavar="TEXT",
         help="words to go on from, separated by spaces; may be given many times",
     )
-    what.add_argument(
+    group.add_argument(
         "--prompts", metavar="FILE", help="one prompt a line, empty lines left out; - reads standard input"
     )
-    what.add_argument("--samples", type=int, default=1, metavar="N", help="texts for each prompt; default 1")
-    what.add_argument("--words", type=int, default=60, metavar="N", help="words of a text; default 60")
-    what.add_argument(
+    group.add_argument("--samples", type=int, default=1, metavar="N", help="texts for each prompt; default 1")
+    group.add_argument("--words", type=int, default=60, metavar="N", help="words of a text; default 60")
+    group.add_argument(
         "--until-eos", action="store_true", help=f"a text ends with its first {EOS}, the end of a line"
     )
-    what.add_argument("--allow-unk", action="store_true", help=f"let {UNK} be written")
+    group.add_argument("--allow-unk", action="store_true", help=f"let {UNK} be written")
 
-    how = parser.add_argument_group("how words are drawn")
-    how.add_argument("--temperature", type=float, metavar="X", help="0: the likeliest word; default 1")
-    how.add_argument("--greedy", action="store_true", help="the likeliest word each time")
-    how.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest words")
-    how.add_argument(
+
+def _add_drawing(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--temperature", type=float, metavar="X", help="0: the likeliest word; default 1")
+    group.add_argument("--greedy", action="store_true", help="the likeliest word each time")
+    group.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest words")
+    group.add_argument(
         "--top-p", type=float, metavar="P", help="draw among the fewest words that reach probability P"
     )
-    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws; default 0")
-
-    beam = parser.add_argument_group("or searched")
-    beam.add_argument(
-        "--num-beams", type=int, metavar="K", help="the best text that a search over K at a time finds"
-    )
-    beam.add_argument(
-        "--length-penalty",
-        type=float,
-        metavar="A",
-        help="score texts by log P / length^A, which matters with --until-eos; default 1",
-    )
-    parser.add_argument(
+    group.add_argument("--seed", type=int, metavar="N", help="of the draws; default 0")
+    group.add_argument(
         "--batch-size",
         type=int,
-        default=ROWS,
         metavar="N",
         help=f"texts written side by side; default {ROWS}; 1 is fastest for a single one",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    return parser
+
+
+def _add_search(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--num-beams", type=int, metavar="K", help="the best text that a search over K at a time finds"
+    )
+    group.add_argument(
+        "--length-penalty",
+        type=float,
+        metavar="A",
+        help="with --until-eos: score texts by log P / length^A; default 1",
+    )
+
+
+_LOWEST = {"words": 1, "samples": 1, "num_beams": 1, "batch_size": 1, "top_k": 1, "seed": 0}
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse numbers out of range, and flags that contradict each other."""
-    lowest = {"words": 1, "samples": 1, "num_beams": 1, "batch_size": 1, "top_k": 1, "seed": 0}
-    for name, least in lowest.items():
+    """Refuse numbers out of range, and flags that contradict each other or would not act."""
+    for name, least in _LOWEST.items():
         value = getattr(args, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')}: must be at least {least}; got {value}")
+    if args.batch_size is not None and args.batch_size > MOST_ROWS:
+        raise InputError(f"--batch-size: must be at most {MOST_ROWS:,}; got {args.batch_size}")
+    _refuse_idle_flags(args)
+    if args.length_penalty is not None:
+        check_length_penalty(args.length_penalty)
+
+
+def _refuse_idle_flags(args: argparse.Namespace) -> None:
+    """Raise an InputError for a flag that the way in which words are chosen does not look at."""
     drawing = {
         "--temperature": args.temperature is not None,
         "--greedy": args.greedy,
         "--top-k": args.top_k is not None,
         "--top-p": args.top_p is not None,
         "--samples": args.samples > 1,
+        "--seed": args.seed is not None,
     }
     given = [flag for flag, is_given in drawing.items() if is_given]
     if args.num_beams and given:
         raise InputError(f"--num-beams: searches for one text and draws none; leave {given[0]} out")
-    others = [flag for flag in given if flag != "--greedy"]
-    if args.greedy and others:
-        raise InputError(f"--greedy: takes the likeliest word each time; leave {others[0]} out")
+    if args.num_beams and args.batch_size is not None:
+        raise InputError("--num-beams: searches for one text at a time; leave --batch-size out")
     if args.samples > 1 and args.temperature == 0:
         raise InputError("--samples: with --temperature 0 all of them are the same; leave one of the two out")
+    greedy = "--greedy" if args.greedy else "--temperature 0" if args.temperature == 0 else None
+    others = [flag for flag in given if flag != (greedy or "").partition(" ")[0]]
+    if greedy and others:
+        raise InputError(f"{greedy}: takes the likeliest word each time; leave {others[0]} out")
     if args.length_penalty is not None and not args.num_beams:
         raise InputError("--length-penalty: is of beam search; add --num-beams K")
+    if args.length_penalty is not None and not args.until_eos:
+        raise InputError("--length-penalty: acts with --until-eos alone, without it texts are equally long")
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
@@ -209,21 +241,11 @@ def _given_prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
     """(where it was given, text) of every prompt; one empty prompt if there is none."""
     given = [("--prompt", text) for text in args.prompt or []]
     if args.prompts is not None:
-        lines = _read_text(args.prompts).split("\n")
+        lines = read_text(args.prompts).split("\n")
         given += [(f"{args.prompts}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
         if not given:
             raise InputError(f"{args.prompts}: must hold one prompt a line; it holds none")
     return given or [("--prompt", "")]
-
-
-def _read_text(name: str) -> str:
-    try:
-        return (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode("utf-8")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"{name}: cannot be read ({reason}); expected one prompt a line") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: is not UTF-8 text: {error}") from None
 
 
 def _report_unknown(given: list[tuple[str, str]], prompts: list[Prompt]) -> None:
@@ -233,15 +255,15 @@ def _report_unknown(given: list[tuple[str, str]], prompts: list[Prompt]) -> None
             print(f"{place}not in the vocabulary, read as {UNK}: {' '.join(prompt.unknown)}", file=sys.stderr)
 
 
-def _print(pieces: Iterable[Piece], heads: list[Prompt], vocabulary: Vocabulary) -> None:
+def _print(pieces: Iterable[Piece], prompts: list[Prompt], num_samples: int, vocabulary: Vocabulary) -> None:
     """Every text after its prompt, as it comes; several are told apart by a line with their number."""
-    begun = -1
+    begun, total = -1, len(prompts) * num_samples
     for piece in pieces:
         if piece.text != begun:
             begun = piece.text
-            if len(heads) > 1:
-                print(f"--- {begun + 1}/{len(heads)} ---")
-            print("".join(map(as_text, heads[begun].words)), end="", flush=True)
+            if total > 1:
+                print(f"--- {begun + 1}/{total} ---")
+            print("".join(map(as_text, prompts[begun // num_samples].words)), end="", flush=True)
         words = [vocabulary.words[word] for word in piece.words]
         print("".join(map(as_text, words)), end="", flush=True)
         if piece.is_last and words[-1] != EOS:
@@ -249,25 +271,19 @@ def _print(pieces: Iterable[Piece], heads: list[Prompt], vocabulary: Vocabulary)
 
 
 def _texts(
-    pieces: Iterable[Piece], heads: list[Prompt], num_samples: int, vocabulary: Vocabulary
+    pieces: Iterable[Piece], prompts: list[Prompt], num_samples: int, vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
     """What --json tells of every text; `words` and `log_prob` (nats) are without the prompt."""
-    texts: list[dict[str, Any]] = [
-        {
-            "prompt": prompt.words,
-            "unknown": prompt.unknown,
-            "sample": number % num_samples,
-            "words": [],
-            "log_prob": 0.0,
-        }
-        for number, prompt in enumerate(heads)
-    ]
+    texts: dict[int, dict[str, Any]] = {}
     for piece in pieces:
-        texts[piece.text]["words"] += [vocabulary.words[word] for word in piece.words]
-        texts[piece.text]["log_prob"] += piece.log_prob
-    for text in texts:
+        prompt = prompts[piece.text // num_samples]
+        facts = {"prompt": prompt.words, "unknown": prompt.unknown, "sample": piece.text % num_samples}
+        text = texts.setdefault(piece.text, {**facts, "words": [], "log_prob": 0.0})
+        text["words"] += [vocabulary.words[word] for word in piece.words]
+        text["log_prob"] += piece.log_prob
+    for text in texts.values():
         text["text"] = "".join(map(as_text, text["prompt"] + text["words"])).rstrip(" ")
-    return texts
+    return [texts[number] for number in sorted(texts)]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from minilstm import LanguageModel, from_torch_state_dict
 from train.awd_names import Tensors, model_knobs, plain_names
@@ -23,8 +24,7 @@ from train.communicator import get_communicator
 from train.config import RunConfig, TrainConfig
 from train.corpus import Vocabulary, open_corpus
 from train.export import FORMAT, VERSION, companion_of, sha256
-from train.files import made_folder
-from train.parser import Parser
+from train.files import made_folder, read_text
 from train.prepare import ensure_prepared
 from train.run_folder import BEST, Position, RunFolder, checkpoint_facts, save_run
 from train.weight_files import read_tensors
@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         )
     told = _told_words(args.words, facts, args.file)
     config = _configuration(tensors, facts, args.data, str(args.file))
-    vocabulary, tensors = _vocabulary(tensors, told, args.data, str(args.file))
+    min_count = config.train.min_count or None  # of the text that the words are those of
+    vocabulary, tensors = _vocabulary(tensors, told, args.data, min_count, str(args.file))
     model = LanguageModel(config.model_config(len(vocabulary)))
     try:
         from_torch_state_dict(model, tensors)
@@ -109,7 +110,7 @@ def _told_words(path: Path | None, facts: dict[str, Any] | None, file: Path) -> 
 
 
 def _vocabulary(
-    tensors: Tensors, told: Vocabulary | None, data: str | None, where: str
+    tensors: Tensors, told: Vocabulary | None, data: str | None, min_count: int | None, where: str
 ) -> tuple[Vocabulary, Tensors]:
     """The run's words, and the weights with one row for each of them, in their order.
 
@@ -121,7 +122,7 @@ def _vocabulary(
     if data is None:
         assert told is not None
         return told, tensors
-    with open_corpus(ensure_prepared(data)) as corpus:
+    with open_corpus(ensure_prepared(data, min_count=min_count)) as corpus:
         vocabulary = corpus.vocabulary
     if told is None:
         _check_rows(tensors, vocabulary, where)
@@ -170,7 +171,7 @@ def _checked_words(words: Any, where: Path) -> Vocabulary:
 
 def _read_words(path: Path) -> Any:
     """The lines of a text file, or a JSON list; from exported weights' companion, its words."""
-    text = _read_text(path)
+    text = read_text(path)
     if path.suffix != ".json":
         return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     found = _from_json(text, path)
@@ -186,7 +187,7 @@ def _read_companion(path: Path) -> dict[str, Any] | None:
     file = companion_of(path)
     if not file.exists():
         return None
-    facts = _from_json(_read_text(file), file)
+    facts = _from_json(read_text(file), file)
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise InputError(f"{file}: expected what train.export writes beside weights; take it away")
     if facts.get("version") != VERSION:
@@ -199,15 +200,6 @@ def _read_companion(path: Path) -> dict[str, Any] | None:
     if not good:
         raise InputError(f"{file}: was not written beside these weights, or is damaged; copy both anew")
     return facts
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text: {error}") from None
 
 
 def _from_json(text: str, path: Path) -> Any:

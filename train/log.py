@@ -200,14 +200,15 @@ class TrainingDisplay:
     def update(self, row: Mapping[str, Any]) -> None:
         """Show a training row: step, loss, perplexity, tokens_per_second."""
         speed = f"{row['tokens_per_second']:,.0f} tokens/s"
-        note = f"loss {row['loss']:.3f}, perplexity {row['perplexity']:,.1f}, {speed}"  # fits 80 columns
+        perplexity = format_perplexity(row["perplexity"], decimals=1)
+        note = f"loss {row['loss']:.3f}, perplexity {perplexity}, {speed}"  # fits 80 columns
         self._progress.update(row["step"] - self._step, note)
         self._step = row["step"]
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """Print an evaluation row: split, step, loss, perplexity, scored_tokens."""
         self._progress.message(
-            f"{row['split']} after step {row['step']:,}: perplexity {row['perplexity']:,.2f}, "
+            f"{row['split']} after step {row['step']:,}: perplexity {format_perplexity(row['perplexity'])}, "
             f"loss {row['loss']:.4f} over {row['scored_tokens']:,} tokens"
         )
 
@@ -231,6 +232,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_perplexity(value: float, decimals: int = 2) -> str:
+    """1,234.56; from a million on, where no model is that is any use, 1.2e+304."""
+    return f"{value:,.{decimals}f}" if value < 1e6 else f"{value:.1e}"
 
 
 def scaled(number: float) -> str:

@@ -79,15 +79,12 @@ class Optimizer(ABC):
         shrink = 1 - rate * self.weight_decay
         update_piece = self._piece_updater(gradients, rate, scale)
 
-        def work(share: slice) -> None:
-            scratch = np.empty(min(PIECE, share.stop - share.start), self.parameters.dtype)
-            for first in range(share.start, share.stop, PIECE):
-                piece = slice(first, min(first + PIECE, share.stop))
-                if shrink != 1:
-                    self.parameters[piece] *= shrink
-                update_piece(piece, scratch[: piece.stop - first])
+        def work(piece: slice, scratch: np.ndarray) -> None:
+            if shrink != 1:
+                self.parameters[piece] *= shrink
+            update_piece(piece, scratch)
 
-        run_parts(work, split_range(self.parameters.size, self.threads, PIECE))
+        for_each_piece(self.parameters.size, self.threads, work, (self.parameters.dtype,))
 
     def validated(self, loss: float) -> str | None:
         """Hear of a validation's loss, the same on every rank; what it changes, in words, or None."""
@@ -216,9 +213,14 @@ class NTASGD(SGD):
         """Change p and a for each other, bit for bit; nothing before the trigger."""
         if self.average is None:
             return
-        for first in range(0, self.parameters.size, PIECE):
-            p, a = self.parameters[first : first + PIECE], self.average[first : first + PIECE]
-            p[...], a[...] = a.copy(), p.copy()
+        parameters, average = self.parameters, self.average
+
+        def work(piece: slice, scratch: np.ndarray) -> None:
+            scratch[...] = parameters[piece]
+            parameters[piece] = average[piece]
+            average[piece] = scratch
+
+        for_each_piece(parameters.size, self.threads, work, (parameters.dtype,))
 
     def _piece_updater(self, gradients, rate, scale):
         descend = super()._piece_updater(gradients, rate, scale)
@@ -337,12 +339,35 @@ def _sums_of_squares(flat: np.ndarray) -> list[float]:
 def add_scaled(target: np.ndarray, source: np.ndarray, factor: float, threads: int | None = None) -> None:
     """target += factor · source, both flat, piece by piece: no array of their size is made."""
 
-    def work(share: slice) -> None:
+    def work(piece: slice) -> None:
+        target[piece] += factor * source[piece]
+
+    for_each_piece(target.size, threads, work)
+
+
+def for_each_piece(
+    size: int,
+    threads: int | None,
+    work: Callable[..., None],
+    scratch: tuple[np.dtype, ...] = (),
+) -> None:
+    """work(piece, *scratch) for slices of PIECE elements that cover range(size), shared out among threads.
+
+    Args:
+        threads: None: as many as BLAS uses. Where pieces begin does not depend on it.
+        work: may be called by several threads at once, each with pieces of its own.
+        scratch: dtypes of the arrays, each of the piece's length, that `work` may write to. They are made
+            once a thread: a fresh array for every piece would cost its pages each time.
+    """
+
+    def walk(share: slice) -> None:
+        length = min(PIECE, share.stop - share.start)
+        memory = [np.empty(length, dtype) for dtype in scratch]
         for first in range(share.start, share.stop, PIECE):
             piece = slice(first, min(first + PIECE, share.stop))
-            target[piece] += factor * source[piece]
+            work(piece, *(array[: piece.stop - first] for array in memory))
 
-    run_parts(work, split_range(target.size, threads or num_threads(), PIECE))
+    run_parts(walk, split_range(size, threads or num_threads(), PIECE))
 
 
 def clip_factor(norm: float, max_norm: float | None) -> float:

@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from train.config import RunConfig, load_run_config
 from train.files import atomic_write
-from train.log import scaled
+from train.log import format_perplexity, scaled
 from train.metrics import read_metrics
-from train.parser import Parser
+from train.run_folder import RunFolder
 
 # Okabe & Ito's colours, told apart with any kind of colour vision; validation differs in its marks as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#5f6368"
+HIGHEST_LOSS = 30.0  # that is shown, in nats: a run that blew up is still drawable
 SMOOTHED_SHARE = 0.03  # of a run's rows, averaged into each point of the solid lines
 
 STYLE = {
@@ -63,8 +65,12 @@ class Run:
     def summary(self) -> str:
         """In words what came out: validation 123.4 at best, test 117.8; only what there is."""
         valid, test = self.scores("valid")[1], self.scores("test")[1]
-        found = [f"validation {np.nanmin(valid):,.1f} at best"] if np.isfinite(valid).any() else []
-        found += [f"test {_last(test):,.1f}"] if np.isfinite(test).any() else []
+        found = (
+            [f"validation {format_perplexity(np.nanmin(valid), 1)} at best"]
+            if np.isfinite(valid).any()
+            else []
+        )
+        found += [f"test {format_perplexity(_last(test), 1)}"] if np.isfinite(test).any() else []
         return ", ".join(found) or "not evaluated yet"
 
 
@@ -77,11 +83,16 @@ def load_run(path: str | Path) -> Run:
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such run; expected a folder that train.wt103 wrote with --run-dir")
-    rows = read_metrics(path / "metrics.jsonl")
+    folder = RunFolder(path)
+    if folder.is_imported:
+        raise InputError(
+            f"{path}: holds imported weights, whose training left no curves here; plot a run that was trained"
+        )
+    rows = read_metrics(folder.metrics)
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("train", "evaluation")}
     if not kinds["train"]:
         raise InputError(f"{path}: no training rows in metrics.jsonl; let the run make some steps first")
-    return Run(path, load_run_config(path / "config.toml"), kinds["train"], kinds["evaluation"])
+    return Run(path, load_run_config(folder.config), kinds["train"], kinds["evaluation"])
 
 
 def plot_runs(paths: list[Path], out: Path) -> None:
@@ -156,9 +167,10 @@ def _draw_scores(axes: Any, run: Run, colour: str, labelled: bool) -> None:
         if not np.isfinite(perplexities).any():
             continue
         name = {"valid": "validation", "test": "test"}[split]
-        label = f"{name}: {_last(perplexities):,.1f} at the end" if labelled else None
+        label = f"{name}: {format_perplexity(_last(perplexities), 1)} at the end" if labelled else None
         style = {"marker": marker, "markersize": size, "markeredgecolor": "white", "linestyle": line}
-        axes.plot(tokens, perplexities, color=colour, label=label, zorder=3, clip_on=False, **style)
+        shown = np.minimum(perplexities, _exp(HIGHEST_LOSS))  # marks are not clipped at the axes' edge
+        axes.plot(tokens, shown, color=colour, label=label, zorder=3, clip_on=False, **style)
 
 
 def _draw_small(axes: Any, runs: list[Run], key: str, title: str, smooth: bool = True) -> None:
@@ -177,15 +189,23 @@ def _draw_small(axes: Any, runs: list[Run], key: str, title: str, smooth: bool =
 
 def _draw_gradient_norm(axes: Any, runs: list[Run]) -> None:
     _draw_small(axes, runs, "grad_norm", "gradient norm, before clipping")
-    for clip_norm in {run.config.train.clip_norm for run in runs} - {0}:
-        axes.axhline(clip_norm, color=GREY, linestyle=":", linewidth=1.2)
+    clip_norms = {run.config.train.clip_norm for run in runs} - {0}
+    top = axes.get_ylim()[1]
+    top = max([top, *(1.15 * clip_norm for clip_norm in clip_norms if clip_norm < 2 * top)])
+    axes.set_ylim(top=top)
+    for clip_norm in clip_norms:
+        # A ceiling above the picture is named at its upper edge: out there it would push the axes away.
+        inside = clip_norm < top
+        if inside:
+            axes.axhline(clip_norm, color=GREY, linestyle=":", linewidth=1.2)
         axes.annotate(
-            f"clipped at {clip_norm:g}",
-            (1, clip_norm),
+            f"clipped at {clip_norm:g}" + ("" if inside else ", above"),
+            (1, clip_norm if inside else top),
             xycoords=axes.get_yaxis_transform(),
-            xytext=(0, 3),
+            xytext=(0, 3 if inside else -3),
             textcoords="offset points",
             ha="right",
+            va="bottom" if inside else "top",
             color=GREY,
             fontsize=9,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
@@ -253,7 +273,7 @@ def _perplexity_limits(runs: list[Run]) -> tuple[float, float]:
             np.log(run.scores("test")[1]),
         ]
     losses = np.concatenate(shown)
-    losses = np.minimum(losses[np.isfinite(losses)], 30.0)  # a run that blew up, still drawable
+    losses = np.minimum(losses[np.isfinite(losses)], HIGHEST_LOSS)
     if losses.size == 0:
         return 1.0, 10.0
     return float(_exp(losses.min() - 0.15)), float(_exp(losses.max() + 0.25))

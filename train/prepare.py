@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from train.communicator import Communicator, SingleProcess, get_communicator
 from train.corpus import FORMAT, SPLITS, VERSION, open_corpus, open_tokens_file
 from train.files import atomic_write, exclusive_lock, made_folder, require_room
-from train.parser import Parser
 from train.sources import Source, find_source
 from train.text import Text, file_text, whole_words
 from train.word_ids import Ranking, WordIds
@@ -164,7 +164,8 @@ def _refuse_another_min_count(path: Path, min_count: int | None) -> None:
     if min_count not in (None, recipe.get("min_count")):
         raise InputError(
             f"{path}: was prepared with minimum count {recipe.get('min_count')}, not {min_count}; "
-            "set min_count=0, or give --data the text itself"
+            "give --data the text itself, or a file of it made by: "
+            f"python -m train.prepare TEXT --min-count {min_count}"
         )
 
 

@@ -81,6 +81,23 @@ class RunFolder:
         if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
             raise InputError(f"{above}: nothing can be written there; choose another --run-dir")
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether these are weights that `train.import_weights` brought: no training left a row."""
+        return self.checkpoint(BEST).exists() and not self.metrics.exists()
+
+    def check_resumable(self) -> None:
+        """Raise an InputError if training has come to weights here, but cannot go on from them."""
+        latest = self.checkpoint(LATEST)
+        if latest.exists() or not self.checkpoint(BEST).exists():
+            return
+        if self.is_imported:
+            raise InputError(
+                f"{self.path}: holds imported weights alone, which cannot be trained on; "
+                "train anew in another --run-dir"
+            )
+        raise InputError(f"{latest}: is missing, and the run cannot go on without it; bring it back")
+
     def read_vocabulary(self) -> Vocabulary:
         """The words of the run; InputError if the file is missing or no vocabulary."""
         try:
@@ -233,7 +250,11 @@ def load_weights(
         InputError: it is of another model or vocabulary; the message names what differs.
     """
     own = {name: getattr(model.config, name) for name in _ARCHITECTURE}
-    defaults = {name: getattr(ModelConfig, name) for name in own if hasattr(ModelConfig, name)}
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(ModelConfig)
+        if field.name in own and field.default is not dataclasses.MISSING
+    }
     _refuse_differences(path, "model", {**defaults, **facts.get("model", {})}, own)
     if facts.get("vocabulary") != fingerprint:
         raise InputError(

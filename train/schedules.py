@@ -24,8 +24,7 @@ def make_schedule(
     warmup_steps: int = 0,
     decay_factor: float = 0.5,
     decay_steps: int = 0,
-    milestones: Sequence[float] = (),
-    steps_per_epoch: int | None = None,
+    milestones: Sequence[int] = (),
     total_steps: int | None = None,
     final_learning_rate: float = 0.0,
 ) -> Schedule:
@@ -41,7 +40,7 @@ def make_schedule(
     Before w, all of them: lr · (s + 1) / w.
 
     Args:
-        milestones: in steps; in epochs when `steps_per_epoch` is given.
+        milestones: in steps.
         others: what a schedule does not name above, it does not look at; 0 or None where there is a default.
 
     Raises:
@@ -51,22 +50,19 @@ def make_schedule(
     _require(0 < learning_rate < math.inf, f"learning_rate: expected a number > 0, got {learning_rate}")
     _require(warmup_steps >= 0, f"warmup_steps: expected a number ≥ 0, got {warmup_steps}")
     _require(decay_factor > 0, f"decay_factor: expected a number > 0, got {decay_factor}")
-    if name == "fixed":
-        after = _fixed(learning_rate)
-    elif name == "step":
-        boundaries = sorted(milestone * (steps_per_epoch or 1) for milestone in milestones)
-        after = _step(learning_rate, decay_factor, boundaries, decay_steps)
-    elif name == "exponential":
-        length = decay_steps or (total_steps or 0) - warmup_steps
-        after = _exponential(learning_rate, decay_factor, warmup_steps, length)
-    elif name == "cosine":
-        after = _cosine(learning_rate, final_learning_rate, warmup_steps, decay_steps or total_steps or 0)
-    elif name == "inverse_sqrt":
-        after = _inverse_sqrt(learning_rate, warmup_steps)
-    else:
+    lr, w = learning_rate, warmup_steps
+    makers: dict[str, Callable[[], Schedule]] = {
+        "fixed": lambda: _fixed(lr),
+        "step": lambda: _step(lr, decay_factor, sorted(milestones), decay_steps),
+        "exponential": lambda: _exponential(lr, decay_factor, w, decay_steps or (total_steps or 0) - w),
+        "cosine": lambda: _cosine(lr, final_learning_rate, w, decay_steps or total_steps or 0),
+        "inverse_sqrt": lambda: _inverse_sqrt(lr, w),
+    }
+    if name not in makers:
         hint = nearest("schedule", name, NAMES, cutoff=0.4)
         message = f"schedule: expected one of {', '.join(NAMES)}; got {name!r}"
         raise InputError(f"{message}; {hint}" if hint else message)
+    after = makers[name]()
 
     def schedule(step: int) -> float:
         return learning_rate * (step + 1) / warmup_steps if step < warmup_steps else after(step)
@@ -78,7 +74,7 @@ def _fixed(learning_rate: float) -> Schedule:
     return lambda step: learning_rate
 
 
-def _step(learning_rate: float, factor: float, boundaries: Sequence[float], decay_steps: int) -> Schedule:
+def _step(learning_rate: float, factor: float, boundaries: Sequence[int], decay_steps: int) -> Schedule:
     if boundaries:
         return lambda step: learning_rate * factor ** bisect_right(boundaries, step)
     _require(

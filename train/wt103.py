@@ -26,7 +26,7 @@ from train.evaluate import evaluate
 from train.files import atomic_write
 from train.flags import config_from_args
 from train.generate import as_text, generate
-from train.log import TrainingDisplay, duration
+from train.log import TrainingDisplay, duration, format_perplexity
 from train.memory import describe
 from train.metrics import MetricsLog, read_metrics
 from train.optimizers import NTASGD, SGD, Adam, Optimizer
@@ -55,8 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = RunFolder(args.run_dir)
     if args.dry_run:
         return _dry_run(config, communicator)
-    if not args.resume:
-        folder.check_unused()  # before anything that takes long
+    (folder.check_resumable if args.resume else folder.check_unused)()  # before anything that takes long
     path = ensure_prepared(train.data, None, communicator, min_count=train.min_count or None)
     with open_corpus(path) as corpus, folder.locked() if communicator.is_root else nullcontext():
         if config.model["softmax"] != "full":
@@ -87,7 +86,10 @@ class TrainingRun:
             warmup_steps=train.warmup_steps,
             decay_factor=train.decay_factor,
             decay_steps=train.decay_steps,
-            milestones=[self.windows.count(epochs, self.batches.length) for epochs in train.decay_epochs],
+            milestones=[
+                self.windows.count(epochs, self.batches.length, self.total_steps)
+                for epochs in train.decay_epochs
+            ],
             total_steps=self.total_steps,
             final_learning_rate=train.final_learning_rate,
         )
@@ -111,8 +113,6 @@ class TrainingRun:
             self.position, self.state = restore_run(
                 latest, self.model, self.corpus.fingerprint, self.optimizer, own, self._streams()
             )
-        elif self.communicator.broadcast_json(self.folder.checkpoint(BEST).exists()):
-            raise InputError(f"{latest}: is missing, and the run cannot go on without it; bring it back")
         if self.position.step > self.total_steps:
             raise InputError(
                 f"{self.folder.path}: has made {self.position.step} steps, more than the {self.total_steps} "
@@ -161,17 +161,24 @@ class TrainingRun:
         """Count the step; at the end of an epoch the streams start again, and so does the state."""
         position = self.position
         if not result.is_finite:
-            raise InputError(
-                f"training diverged at step {position.step + 1}: loss {result.loss}, gradient norm "
-                f"{result.grad_norm}; the checkpoint {self.folder.checkpoint(LATEST)} is as it was; "
-                "lower learning_rate or clip_norm"
-            )
+            raise self._diverged(result)
         self.state = result.state if self.train_config.carry_state else None
         position.step, position.window = position.step + 1, position.window + 1
         position.tokens += tokens
         position.loss_sum, position.loss_steps = position.loss_sum + result.loss, position.loss_steps + 1
         if position.window == self.batches.num_windows(position.epoch):
             position.epoch, position.window, self.state = position.epoch + 1, 0, None
+
+    def _diverged(self, result: StepResult) -> InputError:
+        latest, clipped = self.folder.checkpoint(LATEST), self.train_config.clip_norm > 0
+        kept = f"the checkpoint {latest} is as it was; " if latest.exists() else ""
+        advice = (
+            "lower learning_rate or clip_norm" if clipped else "--set clip_norm=0.25, or lower learning_rate"
+        )
+        return InputError(
+            f"training diverged at step {self.position.step + 1}: loss {result.loss}, "
+            f"gradient norm {result.grad_norm}; {kept}{advice}"
+        )
 
     def _log(self, result: StepResult, learning_rate: float) -> None:
         """A row of metrics.jsonl every `log_every` steps: the mean loss since the last one."""
@@ -199,24 +206,28 @@ class TrainingRun:
         position, train = self.position, self.train_config
         last = position.step == self.total_steps
         every = train.evaluate_every
-        evaluate_now = last or (position.step % every == 0 if every else position.window == 0)
-        save_now = evaluate_now or (train.save_every and position.step % train.save_every == 0)
+        scheduled = position.step % every == 0 if every else position.window == 0
+        save_now = last or scheduled or (train.save_every and position.step % train.save_every == 0)
         if not save_now:
             return
         with self.clock.paused():
-            if evaluate_now:
-                self._validate()
+            if last or scheduled:
+                self._validate(scheduled)
             self._save(LATEST)
 
-    def _validate(self) -> None:
-        """Score the validation split, keep the weights if they are the best, and tell the optimizer."""
+    def _validate(self, scheduled: bool) -> None:
+        """Score the validation split, keep the weights if they are the best, and tell the optimizer.
+
+        Not of the one that comes only because the run ends here: with more steps there would be none, and
+        NT-ASGD, which counts validations, must go on after --resume as it would have without the stop.
+        """
         position = self.position
         with self.optimizer.evaluation_weights():
             score = self._evaluate("valid")
             if position.best is None or score["loss"] < position.best["loss"]:
                 position.best = {"step": position.step, **score}
                 self._save(BEST)
-        change = self.optimizer.validated(score["loss"])
+        change = self.optimizer.validated(score["loss"]) if scheduled else None
         if change:
             self.display.message(change)
 
@@ -298,7 +309,8 @@ class TrainingRun:
         assert position.best is not None
         print(f"trained on {position.tokens:,} tokens in {duration(position.seconds)}")
         print(
-            f"valid perplexity {position.best['perplexity']:,.2f}, test perplexity {test['perplexity']:,.2f}"
+            f"valid perplexity {format_perplexity(position.best['perplexity'])}, "
+            f"test perplexity {format_perplexity(test['perplexity'])}"
         )
         print(f"({test['protocol']}; weights of step {position.best['step']:,})")
         words = generate(self.model, vocabulary, [], 40, temperature=0.8, seed=self.train_config.seed)
@@ -325,26 +337,25 @@ def total_steps(train: TrainConfig, length: int) -> int:
         train: epochs, the windows, batch_size and the two limits.
         length: steps of time in a row of the batch, as `Batches.length`.
     """
+    limit = train.max_steps or None
     if train.max_tokens:
-        steps = _steps_to_tokens(train, length)
-    else:
-        steps = windows_of(train).count(train.epochs, length)
-    return min(steps, train.max_steps) if train.max_steps else steps
+        return _steps_to_tokens(train, length, limit)
+    return windows_of(train).count(train.epochs, length, limit)
 
 
-def _steps_to_tokens(train: TrainConfig, length: int) -> int:
-    """Updates until max_tokens are trained on or the epochs are over."""
+def _steps_to_tokens(train: TrainConfig, length: int, limit: int | None) -> int:
+    """Updates until max_tokens are trained on or the epochs are over, `limit` at most."""
     windows, steps_of_time = windows_of(train), -(-train.max_tokens // train.batch_size)
     epoch = steps = 0
     if windows.all_epochs_alike:  # whole ones need no counting
         epoch = min(train.epochs, steps_of_time // length)
         steps, steps_of_time = windows.count(epoch, length), steps_of_time - epoch * length
-    while epoch < train.epochs and steps_of_time > 0:
+    while epoch < train.epochs and steps_of_time > 0 and (limit is None or steps < limit):
         starts, stops = windows.cut(epoch, length).T
         done = np.cumsum(stops - starts)
         steps += min(len(done), int(np.searchsorted(done, steps_of_time)) + 1)
         epoch, steps_of_time = epoch + 1, steps_of_time - int(done[-1])
-    return steps
+    return steps if limit is None else min(steps, limit)
 
 
 def make_optimizer(model: LanguageModel, train: TrainConfig) -> Optimizer:
