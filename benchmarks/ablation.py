@@ -33,7 +33,7 @@ from autograd.errors import InputError
 from train.config import load_run_config
 from train.environment import environment
 from train.files import atomic_write
-from train.flags import config_from_args
+from train.flags import config_from_args, parse_setting
 from train.log import progress
 from train.metrics import read_metrics
 from train.nearest import nearest

@@ -42,7 +42,11 @@ def score(model, tokens, grid=GRID, **options):
 
 @pytest.fixture(scope="module")
 def outputs_and_probabilities(model, tokens):
-    """Word by word: the output that each token is predicted from, (N, E), and its distribution, (N, V)."""
+    return read_word_by_word(model, tokens)
+
+
+def read_word_by_word(model, tokens):
+    """The output that each token is predicted from, (N, E), and its distribution, (N, V)."""
     state, outputs, probabilities = None, [], []
     for word in [EOS, *tokens[:-1]]:
         with no_backprop_mode(), evaluation_mode():
@@ -79,6 +83,26 @@ def test_every_pointer_of_the_grid_is_the_definition(model, tokens, outputs_and_
             assert found.losses[w, k, 1] == pytest.approx(expected, rel=1e-10)
     expected = word_by_word(*outputs_and_probabilities, tokens, 40, 0.7, GRID.lambdas[2])
     assert found.losses[1, 1, 2] == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tied_weights": False, "last_hidden_size": 5},
+        {"softmax": "adaptive", "adaptive_bands": [3, 6]},
+        {"softmax": "sampled", "num_samples": 4},
+        {"layer_norm": True, "residual": True, "hidden_size": 6},
+    ],
+    ids=["untied", "adaptive", "sampled", "layer norm, residual"],
+)
+def test_models_of_every_kind_have_a_pointer(tokens, options):
+    sizes = {"embedding_size": 6, "hidden_size": 8, "num_layers": 2, **options}
+    model = LanguageModel(ModelConfig(V, **sizes), seed=3, dtype=np.float64)
+    model.flat_parameters *= 4
+    tokens = tokens[:60]
+    expected = word_by_word(*read_word_by_word(model, tokens), tokens, 40, 0.7, 0.3)
+    found = score(model, tokens, PointerGrid((40,), (0.7,), (0.3,)))
+    assert found.losses.item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_without_a_share_the_cache_changes_nothing(model, tokens, outputs_and_probabilities):

@@ -29,9 +29,19 @@ SGD = DynamicRule("sgd", learning_rate=0.5, decay=0.05, segment=7)
 
 
 def make_model(dtype=np.float64, **options):
-    model = LanguageModel(ModelConfig(V, 6, 8, 2, **options), seed=3, dtype=dtype)
+    sizes = {"embedding_size": 6, "hidden_size": 8, "num_layers": 2, **options}
+    model = LanguageModel(ModelConfig(V, **sizes), seed=3, dtype=dtype)
     model.flat_parameters *= 4
     return model
+
+
+OPTIONS = {
+    "untied": {"tied_weights": False, "last_hidden_size": 5},
+    "adaptive": {"softmax": "adaptive", "adaptive_bands": [3, 6]},
+    "sampled": {"softmax": "sampled", "num_samples": 4},
+    "layer norm, residual": {"layer_norm": True, "residual": True, "hidden_size": 6},
+    "regularised": {"activation_regularization": 2.0, "temporal_activation_regularization": 1.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +90,14 @@ def test_it_is_the_paper_s_equations_segment_by_segment(tokens, rms, rule):
     assert found == pytest.approx(sum(losses) / len(tokens), rel=1e-9)
     unmoved = score(make_model(), tokens, DynamicRule("sgd", 0, 0, segment=7))
     assert abs(found / unmoved - 1) > 1e-3
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_models_of_every_kind_follow_the_text(tokens, options):
+    rms = root_mean_squares(make_model(**options), lambda a, b: tokens[a:b], len(tokens), 3)
+    losses = step_by_step(make_model(**options), tokens, RMS, rms)
+    found = score(make_model(**options), tokens, RMS, rms)
+    assert found == pytest.approx(sum(losses) / len(tokens), rel=1e-9)
 
 
 def test_no_weight_is_drawn_further_than_back_to_where_it_was(tokens, rms):

@@ -147,7 +147,7 @@ _WINDOWS_ONCE = {
 # What decides which weights a model has and what they mean; dropouts and losses may change.
 _ARCHITECTURE = (
     "vocab_size", "embedding_size", "hidden_size", "num_layers",
-    "last_hidden_size", "tied_weights", "layer_norm", "residual",
+    "last_hidden_size", "tied_weights", "layer_norm", "layer_norm_epsilon", "residual",
 )  # fmt: skip
 _OWN = {field.name for field in dataclasses.fields(Position)}
 
