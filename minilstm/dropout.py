@@ -108,9 +108,13 @@ class MaskStream:
 
 
 def _scaled(draws: Any, keep_prob: float, dtype: Any) -> Any:
-    """1 / (keep_prob as rounded) where a draw of 16 bits says `kept`, else 0; the mean is 1 exactly."""
+    """1 / keep_prob where a draw of 16 bits says `kept`, else 0.
+
+    Below 256 of the levels their rounding would be felt in the mean, so the scale follows it.
+    """
     levels_kept = max(round(keep_prob * LEVELS), 1)
-    return (draws < np.uint32(levels_kept)) * np.asarray(LEVELS / levels_kept, dtype)  # (30)
+    scale = 1 / keep_prob if levels_kept >= 256 else LEVELS / levels_kept
+    return (draws < np.uint32(levels_kept)) * np.asarray(scale, dtype)  # (30)
 
 
 class Dropouts:
