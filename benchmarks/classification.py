@@ -48,15 +48,16 @@ SIZES = {
     "article": {"train": 200, "valid": 150, "test": 400},
     "order": {"train": 2000, "valid": 500, "test": 1000},
 }
+EPOCHS = {"heading": "8", "article": "30", "order": "8"}
 LANGUAGE_MODEL = {
     "embedding_size": 128, "num_layers": 1, "batch_size": 20, "epochs": 2, "learning_rate": 5e-3,
     "warmup_steps": 20, "encoder_last_input_keep_prob": 1.0, "encoder_last_output_keep_prob": 0.9,
 }  # fmt: skip
 NUM_WORDS, VOCABULARY = 400_000, 5000  # that the language model reads, and knows
 CLASSIFIERS = {
-    "scratch": ["--epochs", "8", "--from-scratch"],
-    "pretrained": ["--epochs", "8"],
-    "ulmfit": ["--epochs", "8", "--unfreeze", "gradual", "--layer-decay", "2.6", "--learning-rate", "1e-2"],
+    "scratch": ["--from-scratch"],
+    "pretrained": [],
+    "ulmfit": ["--unfreeze", "gradual", "--layer-decay", "2.6", "--learning-rate", "1e-2"],
 }
 COMMON = ["--features", "h,c,mean,max", "--learning-rate", "3e-3", "--batch-size", "32"]
 SYSTEMS = ("majority", "words", "pairs", *CLASSIFIERS)
@@ -116,6 +117,16 @@ def classifier_accuracy(run: Path, task: Path, out: Path, flags: list[str]) -> f
     return json.loads((out / "result.json").read_text(encoding="utf-8"))["test"]["accuracy"]
 
 
+def claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings into the folder; InputError if it holds the results of others."""
+    path = folder / "settings.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    elif json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise InputError(f"{folder}: holds results of another comparison; choose another --work-dir")
+
+
 def compare(
     name: str, splits: dict[str, Lines], sizes: dict[str, int], run: Path, folder: Path, seed: int
 ) -> dict[str, float]:
@@ -128,7 +139,7 @@ def compare(
         "pairs": bag_of_words_accuracy(parts, 2),
     }
     for system, flags in CLASSIFIERS.items():
-        flags = [*COMMON, "--seed", str(seed), *flags]
+        flags = [*COMMON, "--epochs", EPOCHS[name], "--seed", str(seed), *flags]
         found[system] = classifier_accuracy(run, task, folder / f"{name}-{seed}-{system}", flags)
     return found
 
@@ -167,8 +178,14 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"--tasks: expected some of {', '.join(SIZES)}; got {options.tasks}")
     if options.seeds < 1:
         raise InputError(f"--seeds: expected at least 1; got {options.seeds}")
-    splits = read_splits(options.data)
-    folder = options.work_dir
+    settings = {
+        "data": Path(options.data).name,
+        "run": options.run and str(options.run),
+        "words": options.words,
+        "flags": {"all": COMMON, "epochs": EPOCHS, **CLASSIFIERS},
+    }
+    splits, folder = read_splits(options.data), options.work_dir
+    claim(folder, settings)
     run = options.run or train_language_model(splits, folder, options.words, LANGUAGE_MODEL)
     tasks = {
         name: {
@@ -179,9 +196,9 @@ def main(argv: list[str] | None = None) -> int:
         }
         for name in names
     }
-    result = {"data": Path(options.data).name, "tasks": tasks, "flags": {"all": COMMON, **CLASSIFIERS}}
+    result = {**settings, "tasks": tasks}
     if options.run is None:
-        result["language_model"] = {**LANGUAGE_MODEL, "words": options.words, "vocabulary": VOCABULARY}
+        result["language_model"] = {**LANGUAGE_MODEL, "vocabulary": VOCABULARY}
     if options.out:
         with atomic_write(options.out) as temporary:
             text = json.dumps({**result, "environment": environment()}, indent=2)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from wikitext import wikitext_folder
 
+from autograd.errors import InputError
 from benchmarks.bag_of_words import _features, _logistic_regression, fit_bag_of_words
 from benchmarks.classification import (
     LANGUAGE_MODEL,
     bag_of_words_accuracy,
+    claim,
     classifier_accuracy,
     majority_accuracy,
     read_splits,
@@ -162,6 +164,13 @@ def test_a_bag_of_words_learns_words_and_pairs_learn_their_order():
     assert accuracy(by_word, 1) > 0.95
     assert accuracy(by_order, 2) > 0.95
     assert accuracy(by_order, 1) <= max(np.bincount(by_order[250:])) / 50
+
+
+def test_results_of_another_comparison_are_not_gone_on_with(tmp_path):
+    claim(tmp_path / "work", {"words": 1})
+    claim(tmp_path / "work", {"words": 1})
+    with pytest.raises(InputError, match="holds results of another comparison"):
+        claim(tmp_path / "work", {"words": 2})
 
 
 def test_the_summary_over_seeds():

@@ -11,6 +11,7 @@ from autograd.errors import InputError
 from train import classify
 from train.checkpoint import load_checkpoint
 from train.classification_data import Rows
+from train.classifier import Classifier
 from train.classifier_training import ClassifyConfig, batches
 from train.metrics import read_metrics
 from train.run_folder import load_trained
@@ -111,11 +112,40 @@ def test_a_killed_training_goes_on_with_equal_bits(run, data, tmp_path, monkeypa
     ]
 
 
-def test_the_best_weights_are_those_of_the_best_epoch(run, data, tmp_path):
-    result = make(run, data, tmp_path / "out", "--select", "loss")
-    rows = [row for row in read_metrics(tmp_path / "out" / "metrics.jsonl") if row.get("split") == "valid"]
-    best = min(rows, key=lambda row: row["loss"])
-    assert (result["valid"]["epoch"], result["valid"]["loss"]) == (best["epoch"], best["loss"])
+@pytest.mark.parametrize(("select", "best_epoch"), [("accuracy", 2), ("macro_f1", 1), ("loss", 3)])
+def test_the_best_weights_are_those_of_the_best_epoch(run, data, tmp_path, monkeypatch, select, best_epoch):
+    accuracies, f1s, losses = [0.7, 0.9, 0.9], [0.8, 0.6, 0.7], [0.4, 0.5, 0.3]
+    score, seen, weights_at = classify.ClassifierTraining._score, [], {}
+
+    def planned(self, part):
+        found = score(self, part)
+        seen.append(part)
+        if part == "test":
+            weights_at["test"] = self.classifier.head.parameters[0].data.copy()
+            return found
+        weights_at[len(seen)] = self.classifier.head.parameters[0].data.copy()
+        k = len(seen) - 1
+        loss = losses[k] if select == "loss" else 0.5  # of equal losses the first is the best
+        return {**found, "accuracy": accuracies[k], "macro_f1": f1s[k], "loss": loss}
+
+    monkeypatch.setattr(classify.ClassifierTraining, "_score", planned)
+    result = make(run, data, tmp_path / "out", "--select", select)
+    assert result["valid"]["epoch"] == best_epoch
+    best = weights(tmp_path / "out")["weights/head.0.weight"]
+    assert [epoch for epoch in (1, 2, 3) if np.array_equal(best, weights_at[epoch])] == [best_epoch]
+    np.testing.assert_array_equal(weights_at["test"], best)
+
+
+def test_every_update_draws_masks_of_its_own(run, data, tmp_path, monkeypatch):
+    loss, windows = Classifier.loss, []
+
+    def watched(self, texts, labels, masks, class_weights=None):
+        windows.append((masks.seed, masks.window))
+        return loss(self, texts, labels, masks, class_weights)
+
+    monkeypatch.setattr(Classifier, "loss", watched)
+    make(run, data, tmp_path / "out", "--seed", "7")
+    assert windows == [(7, step) for step in range(18)]
 
 
 def test_what_is_frozen_stays_the_run_s(run, data, tmp_path):
