@@ -39,6 +39,7 @@ RECIPES = {
         "num_samples": 6,
         "lstm_init": "glorot",
         "layer_norm": "true",
+        "layer_norm_epsilon": 1e-5,  # else a first word left out makes the smallest rounding grow
         "l2_tied": 1e-3,
     },
     "bands": {
