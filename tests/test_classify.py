@@ -306,10 +306,10 @@ def test_a_folder_in_use_and_another_run_s_settings_are_refused(run, data, tmp_p
         make(run, data, tmp_path / "out")
     with pytest.raises(InputError, match="holds a run already"):
         make(run, data, run)
-    with pytest.raises(InputError, match="was begun otherwise: settings .*'epochs': 1.* there"):
+    with pytest.raises(InputError, match="is of another classifier: settings .*'epochs': 1.* there"):
         make(run, data, tmp_path / "out", "--resume", "--epochs", "2")
     (data / "train.tsv").write_text(FISH + "none\tthe cat\n")
-    with pytest.raises(InputError, match="was begun otherwise: texts"):
+    with pytest.raises(InputError, match="is of another classifier: texts"):
         make(run, data, tmp_path / "out", "--resume", "--epochs", "1")
 
 

@@ -27,7 +27,7 @@ from train.files import atomic_write
 from train.log import Progress, progress
 from train.metrics import MetricsLog
 from train.parameter_groups import GroupedAdam, depth_groups
-from train.run_folder import BEST, LATEST, RunFolder
+from train.run_folder import BEST, LATEST, RunFolder, refuse_differences
 from train.schedules import make_schedule
 
 POOL = 50
@@ -132,16 +132,7 @@ class ClassifierFolder(RunFolder):
             raise InputError(
                 f"{self.path}: holds no classifier to go on with; leave --resume out to begin one"
             ) from None
-        differing = [
-            f"{name} {saved.get(name)} there, {value} here"
-            for name, value in settings.items()
-            if saved.get(name) != value
-        ]
-        if differing:
-            raise InputError(
-                f"{self.path}: was begun otherwise: {'; '.join(differing)}; "
-                "give the same flags and data, or begin anew in another --run-dir"
-            )
+        refuse_differences(self.path, "classifier", saved, settings)
 
 
 @dataclass

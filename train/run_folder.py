@@ -217,7 +217,7 @@ def restore_run(
     """
     arrays, facts = load_checkpoint(path)
     load_weights(path, model, arrays, facts, fingerprint)
-    _refuse_differences(path, "run", {**_WINDOWS_ONCE, **facts.get("streams", {})}, streams)
+    refuse_differences(path, "run", {**_WINDOWS_ONCE, **facts.get("streams", {})}, streams)
     slots: dict[str, Any] = {
         name.removeprefix("optimizer/"): array
         for name, array in arrays.items()
@@ -255,7 +255,7 @@ def load_weights(
         for field in dataclasses.fields(ModelConfig)
         if field.name in own and field.default is not dataclasses.MISSING
     }
-    _refuse_differences(path, "model", {**defaults, **facts.get("model", {})}, own)
+    refuse_differences(path, "model", {**defaults, **facts.get("model", {})}, own)
     if facts.get("vocabulary") != fingerprint:
         raise InputError(
             f"{path}: was trained with another vocabulary than the data's; give --data the text of that run"
@@ -266,7 +266,8 @@ def load_weights(
     model.flat_parameters[...] = weights
 
 
-def _refuse_differences(path: Path, what: str, saved: dict[str, Any], own: dict[str, Any]) -> None:
+def refuse_differences(path: Path, what: str, saved: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raise an InputError that names what is saved otherwise than it is here; `what`: run, model, …"""
     differing = [
         f"{name} {saved.get(name)} there, {value} here"
         for name, value in own.items()

@@ -56,6 +56,7 @@ class TrainingStep:
         self.model, self.optimizer, self.communicator = model, optimizer, communicator
         self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
 
+    @np.errstate(all="ignore")  # a run that diverges is told of by its loss and its norm
     def __call__(
         self,
         inputs: np.ndarray,
@@ -65,17 +66,6 @@ class TrainingStep:
         learning_rate: float,
     ) -> StepResult:
         """inputs, targets: int (T, rows of this rank). Every rank updates alike, or none does."""
-        with np.errstate(all="ignore"):  # a run that diverges is told of by its loss and its norm
-            return self._step(inputs, targets, state, masks, learning_rate)
-
-    def _step(
-        self,
-        inputs: np.ndarray,
-        targets: np.ndarray,
-        state: State | None,
-        masks: MaskStream,
-        learning_rate: float,
-    ) -> StepResult:
         self.model.zero_grads()
         loss, new_state = self._backward(inputs, targets, state, masks)
         gradients = self.model.flat_gradients
