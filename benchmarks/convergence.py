@@ -37,7 +37,7 @@ from train.files import atomic_write, exclusive_lock
 from train.log import Progress, progress
 from train.metrics import MetricsLog, read_metrics
 from train.prepare import ensure_prepared
-from train.wt103 import total_steps, windows_of
+from train.training_run import total_steps, windows_of
 
 SYSTEMS = ("ours", "torch")
 

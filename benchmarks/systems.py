@@ -15,7 +15,7 @@ from train.communicator import SingleProcess
 from train.config import TrainConfig
 from train.evaluate import evaluate
 from train.step import TrainingStep
-from train.wt103 import make_optimizer
+from train.training_run import make_optimizer
 
 
 class System(Protocol):

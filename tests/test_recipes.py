@@ -8,13 +8,14 @@ import pytest
 from tiny import flags, rows_of, train_tiny, write_text
 
 import train.evaluate
-import train.wt103
+import train.training_run
 from autograd.errors import InputError
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
 from train.prepare import prepare
 from train.run_folder import load_trained
-from train.wt103 import main, total_steps, windows_of
+from train.training_run import total_steps, windows_of
+from train.wt103 import main
 
 DRAWN = {"variable_window": "true", "random_start": "true"}
 STATELESS = {"carry_state": "false", "shuffle_windows": "true", "random_start": "true"}
@@ -61,7 +62,7 @@ def text(tmp_path_factory):
 def here(text, monkeypatch):
     """Runs in this process: where the prepared text lies, and no plots, which take longer than training."""
     monkeypatch.setenv("MINILSTM_DATA", str(text.parent / "prepared"))
-    monkeypatch.setattr(train.wt103, "_plot", lambda folder: None)
+    monkeypatch.setattr(train.training_run, "_plot", lambda folder: None)
     return text.parent
 
 

@@ -1,0 +1,350 @@
+"""One training run from its first step to its last: what `python -m train.wt103` does, once it may begin."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autograd.errors import InputError
+from minilstm import LanguageModel, MaskStream
+from train.batches import Batches, RankRows, Windows
+from train.checkpoint import load_checkpoint
+from train.clock import Clock
+from train.communicator import Communicator
+from train.config import RunConfig, TrainConfig
+from train.corpus import Corpus
+from train.environment import environment
+from train.evaluate import evaluate
+from train.files import atomic_write
+from train.generate import as_text, generate
+from train.log import TrainingDisplay, duration, format_perplexity
+from train.metrics import MetricsLog, read_metrics
+from train.optimizers import NTASGD, SGD, Adam, Optimizer
+from train.run_folder import (
+    BEST,
+    LATEST,
+    Position,
+    RunFolder,
+    checkpoint_facts,
+    load_weights,
+    restore_run,
+    save_run,
+)
+from train.schedules import make_schedule
+from train.step import StepResult, TrainingStep
+
+
+class TrainingRun:
+    """One training run: model, data, optimizer, and where it stands."""
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, corpus: Corpus, communicator: Communicator, rows: RankRows
+    ) -> None:
+        train = config.train
+        self.config, self.train_config, self.folder = config, train, folder
+        self.corpus, self.communicator, self.rows = corpus, communicator, rows
+        num_tokens = corpus.num_tokens("train")
+        self.windows = windows_of(train)
+        self.batches = Batches(self._reader("train"), num_tokens, train.batch_size, self.windows, rows)
+        self.total_steps = total_steps(train, self.batches.length)
+        self.schedule = make_schedule(
+            train.schedule,
+            train.learning_rate,
+            warmup_steps=train.warmup_steps,
+            decay_factor=train.decay_factor,
+            decay_steps=train.decay_steps,
+            milestones=[
+                self.windows.count(epochs, self.batches.length, self.total_steps)
+                for epochs in train.decay_epochs
+            ],
+            total_steps=self.total_steps,
+            final_learning_rate=train.final_learning_rate,
+        )
+        self.model = LanguageModel(config.model_config(len(corpus.vocabulary)), seed=train.seed)
+        self.optimizer = make_optimizer(self.model, train)
+        self.step = TrainingStep(
+            self.model, self.optimizer, communicator, train.clip_norm, train.accumulate, train.l2_tied
+        )
+        self.position = Position()
+        self.state: Any = None
+
+    def begin(self, resume: bool) -> None:
+        """Make the run's folder, or go on from its latest checkpoint."""
+        latest, root = self.folder.checkpoint(LATEST), self.communicator.is_root
+        self.communicator.broadcast_(self.model.flat_parameters)  # the seed makes them equal; this makes sure
+        if not resume:
+            if root:
+                self.folder.create(self.config, self.corpus.vocabulary)
+        elif self.communicator.broadcast_json(latest.exists()):
+            own = slice(self.rows.first, self.rows.first + self.rows.count)
+            self.position, self.state = restore_run(
+                latest, self.model, self.corpus.fingerprint, self.optimizer, own, self._streams()
+            )
+        if self.position.step > self.total_steps:
+            raise InputError(
+                f"{self.folder.path}: has made {self.position.step} steps, more than the {self.total_steps} "
+                "that max_steps, max_tokens and epochs allow; raise them"
+            )
+        if resume and root:
+            self.folder.update(self.config, self.corpus.vocabulary)
+            print(f"going on after step {self.position.step:,} of {self.total_steps:,}", flush=True)
+        self.communicator.barrier()
+
+    def _streams(self) -> dict[str, Any]:
+        train = self.train_config
+        return {
+            "seed": train.seed,
+            "batch_size": train.batch_size,
+            "window": train.window,
+            "carry_state": train.carry_state,
+            "random_start": train.random_start,
+            "shuffle_windows": train.shuffle_windows,
+            "variable_window": train.variable_window,
+            "train_tokens": self.corpus.num_tokens("train"),
+        }
+
+    def train(self) -> None:
+        """All steps that are still to be made."""
+        position, root = self.position, self.communicator.is_root
+        with (
+            MetricsLog(self.folder.metrics, position.step, enabled=root) as self.metrics,
+            TrainingDisplay(self.total_steps, position.step, enabled=root) as self.display,
+        ):
+            self.clock = Clock(position.seconds, position.tokens)
+            if position.step == self.total_steps and position.best is None:
+                self._evaluate_and_save()  # ended before by a limit that was higher
+            while position.step < self.total_steps:
+                for inputs, targets in self.batches.windows(position.window, position.epoch):
+                    masks = MaskStream(self.train_config.seed, position.step, self.rows.first)
+                    learning_rate = self.schedule(position.step) * self.windows.rate_factor(len(targets))
+                    result = self.step(inputs, targets, self.state, masks, learning_rate)
+                    self._advance(result, targets.shape[0] * self.train_config.batch_size)
+                    self._log(result, learning_rate)
+                    self._evaluate_and_save()
+                    if position.step == self.total_steps:
+                        break
+
+    def _advance(self, result: StepResult, tokens: int) -> None:
+        """Count the step; at the end of an epoch the streams start again, and so does the state."""
+        position = self.position
+        if not result.is_finite:
+            raise self._diverged(result)
+        self.state = result.state if self.train_config.carry_state else None
+        position.step, position.window = position.step + 1, position.window + 1
+        position.tokens += tokens
+        position.loss_sum, position.loss_steps = position.loss_sum + result.loss, position.loss_steps + 1
+        if position.window == self.batches.num_windows(position.epoch):
+            position.epoch, position.window, self.state = position.epoch + 1, 0, None
+
+    def _diverged(self, result: StepResult) -> InputError:
+        latest, clipped = self.folder.checkpoint(LATEST), self.train_config.clip_norm > 0
+        kept = f"the checkpoint {latest} is as it was; " if latest.exists() else ""
+        advice = (
+            "lower learning_rate or clip_norm" if clipped else "--set clip_norm=0.25, or lower learning_rate"
+        )
+        return InputError(
+            f"training diverged at step {self.position.step + 1}: loss {result.loss}, "
+            f"gradient norm {result.grad_norm}; {kept}{advice}"
+        )
+
+    def _log(self, result: StepResult, learning_rate: float) -> None:
+        """A row of metrics.jsonl every `log_every` steps: the mean loss since the last one."""
+        position = self.position
+        if position.step % self.train_config.log_every and position.step != self.total_steps:
+            return
+        loss = position.loss_sum / position.loss_steps
+        position.loss_sum, position.loss_steps = 0.0, 0
+        row = {
+            "kind": "train",
+            "step": position.step,
+            "tokens": position.tokens,
+            "epoch": self._epochs_done(),
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "learning_rate": learning_rate,
+            "grad_norm": result.grad_norm,
+            "tokens_per_second": self.clock.tokens_per_second(position.tokens),
+            "seconds": self.clock.seconds(),
+        }
+        self.metrics.write(row)
+        self.display.update(row)
+
+    def _evaluate_and_save(self) -> None:
+        position, train = self.position, self.train_config
+        last = position.step == self.total_steps
+        every = train.evaluate_every
+        scheduled = position.step % every == 0 if every else position.window == 0
+        save_now = last or scheduled or (train.save_every and position.step % train.save_every == 0)
+        if not save_now:
+            return
+        with self.clock.paused():
+            if last or scheduled:
+                self._validate(scheduled)
+            self._save(LATEST)
+
+    def _validate(self, scheduled: bool) -> None:
+        """Score the validation split, keep the weights if they are the best, and tell the optimizer.
+
+        Not of the one that comes only because the run ends here: with more steps there would be none, and
+        NT-ASGD, which counts validations, must go on after --resume as it would have without the stop.
+        """
+        position = self.position
+        with self.optimizer.evaluation_weights():
+            score = self._evaluate("valid")
+            if position.best is None or score["loss"] < position.best["loss"]:
+                position.best = {"step": position.step, **score}
+                self._save(BEST)
+        change = self.optimizer.validated(score["loss"]) if scheduled else None
+        if change:
+            self.display.message(change)
+
+    def _evaluate(self, split: str, write: bool = True) -> dict[str, Any]:
+        """Score a split with the weights that the model holds now, show the result and write it down."""
+        train, position = self.train_config, self.position
+        result = evaluate(
+            self.model,
+            self._reader(split),
+            self.corpus.num_tokens(split),
+            self.corpus.vocabulary.eos_id,
+            self.communicator,
+            train.evaluation_batch_size,
+            train.evaluation_window,
+            description=f"scoring {split}",
+            protocol=train.evaluation_protocol,
+        )
+        row = {"kind": "evaluation", "split": split, "step": position.step, "tokens": position.tokens}
+        row |= {"epoch": self._epochs_done(), **result}
+        if write:
+            self.metrics.write(row)
+        self.display.evaluation(row)
+        return result
+
+    def _save(self, which: str) -> None:
+        """`latest` holds all that a resumed run needs, `best` the weights."""
+        self.position.seconds = self.clock.seconds()
+        facts = checkpoint_facts(self.model, self.position, self.corpus.fingerprint, self._streams())
+        whole = which == LATEST
+        optimizer, state = (self.optimizer, self.state) if whole else (None, None)
+        save_run(self.folder.checkpoint(which), self.model, facts, optimizer, state, self.communicator)
+
+    def finish(self) -> None:
+        """Score the best weights on the test split; write result.json, the plot and a sample of text."""
+        best = self.folder.checkpoint(BEST)
+        self.communicator.barrier()  # the root has written it
+        arrays, facts = load_checkpoint(best)
+        load_weights(best, self.model, arrays, facts, self.corpus.fingerprint)
+        self.position.best = facts["position"]["best"]  # a kill may have come between best.h5 and latest.h5
+        root = self.communicator.is_root
+        with (
+            MetricsLog(self.folder.metrics, self.position.step, enabled=root) as self.metrics,
+            TrainingDisplay(self.total_steps, self.position.step, enabled=root) as self.display,
+        ):
+            test = self._evaluate("test", write=not self._is_tested())
+        if root:
+            self._write_result(test)
+            _plot(self.folder)
+            self._print_summary(test)
+
+    def _is_tested(self) -> bool:
+        """Whether metrics.jsonl has the test split's row already: this is a finished run, resumed."""
+        return self.communicator.is_root and any(
+            row["step"] == self.position.step and row.get("split") == "test"
+            for row in read_metrics(self.folder.metrics)
+        )
+
+    def _write_result(self, test: dict[str, Any]) -> None:
+        position = self.position
+        result = {
+            "valid": position.best,
+            "test": test,
+            "steps": position.step,
+            "tokens": position.tokens,
+            "seconds": position.seconds,
+            "tokens_per_second": position.tokens / max(position.seconds, 1e-9),
+            "parameters": self.model.config.num_parameters(),
+            "ranks": self.communicator.size,
+            "seed": self.train_config.seed,
+            "configuration": self.config.to_dict(),
+            "vocabulary": self.corpus.fingerprint,
+            "environment": environment(),
+        }
+        with atomic_write(self.folder.result) as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+    def _print_summary(self, test: dict[str, Any]) -> None:
+        position, vocabulary = self.position, self.corpus.vocabulary
+        assert position.best is not None
+        print(f"trained on {position.tokens:,} tokens in {duration(position.seconds)}")
+        print(
+            f"valid perplexity {format_perplexity(position.best['perplexity'])}, "
+            f"test perplexity {format_perplexity(test['perplexity'])}"
+        )
+        print(f"({test['protocol']}; weights of step {position.best['step']:,})")
+        words = generate(self.model, vocabulary, [], 40, temperature=0.8, seed=self.train_config.seed)
+        print("it writes: " + "".join(as_text(vocabulary.words[word]) for word in words).replace("\n", "/ "))
+        print(f"run: {self.folder.path}")
+
+    def _reader(self, split: str) -> Any:
+        return lambda start, stop: self.corpus.read(split, start, stop)
+
+    def _epochs_done(self) -> float:
+        position = self.position
+        return position.epoch + position.window / self.batches.num_windows(position.epoch)
+
+
+def windows_of(train: TrainConfig) -> Windows:
+    """How the configuration cuts each epoch into windows."""
+    return Windows(train.window, train.seed, train.random_start, train.variable_window, train.shuffle_windows)
+
+
+def total_steps(train: TrainConfig, length: int) -> int:
+    """Updates of the whole run: the epochs', or fewer if max_steps or max_tokens say so.
+
+    Args:
+        train: epochs, the windows, batch_size and the two limits.
+        length: steps of time in a row of the batch, as `Batches.length`.
+    """
+    limit = train.max_steps or None
+    if train.max_tokens:
+        return _steps_to_tokens(train, length, limit)
+    return windows_of(train).count(train.epochs, length, limit)
+
+
+def _steps_to_tokens(train: TrainConfig, length: int, limit: int | None) -> int:
+    """Updates until max_tokens are trained on or the epochs are over, `limit` at most."""
+    windows, steps_of_time = windows_of(train), -(-train.max_tokens // train.batch_size)
+    epoch = steps = 0
+    if windows.all_epochs_alike:  # whole ones need no counting
+        epoch = min(train.epochs, steps_of_time // length)
+        steps, steps_of_time = windows.count(epoch, length), steps_of_time - epoch * length
+    while epoch < train.epochs and steps_of_time > 0 and (limit is None or steps < limit):
+        starts, stops = windows.cut(epoch, length).T
+        done = np.cumsum(stops - starts)
+        steps += min(len(done), int(np.searchsorted(done, steps_of_time)) + 1)
+        epoch, steps_of_time = epoch + 1, steps_of_time - int(done[-1])
+    return steps if limit is None else min(steps, limit)
+
+
+def make_optimizer(model: LanguageModel, train: TrainConfig) -> Optimizer:
+    """The optimizer that the configuration names, over the model's weights."""
+    weights, rate, decay = model.flat_parameters, train.learning_rate, train.weight_decay
+    if train.optimizer == "sgd":
+        return SGD(weights, rate, momentum=train.momentum, weight_decay=decay)
+    if train.optimizer == "nt_asgd":
+        return NTASGD(weights, rate, nonmono=train.nonmono, weight_decay=decay)
+    return Adam(weights, rate, train.beta1, train.beta2, train.epsilon, weight_decay=decay)
+
+
+def _plot(folder: RunFolder) -> None:
+    """The learning curves, where matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plot: matplotlib is not installed (pip install 'minilstm[plot]')")
+        return
+    from train.plot import plot_runs
+
+    plot_runs([Path(folder.path)], folder.plot)
