@@ -5,11 +5,13 @@ NumPy on a CPU, CuPy on a GPU. The only file that imports cupy, and only once it
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from autograd.cublas import WORKSPACE_BYTES, Cublas, layout_of, load_library
 from autograd.errors import DeviceError
 
 
@@ -59,7 +61,7 @@ def accumulation_dtype(dtype: Any) -> np.dtype:
     return np.promote_types(dtype, np.float32)
 
 
-def matmul(a: Any, b: Any, out: Any = None, accumulate: bool = False, alpha: float = 1.0) -> Any:
+def matmul(a: Any, b: Any, out: Any = None, accumulate: bool = False, alpha: Any = 1.0) -> Any:
     """alpha · a @ b; the one product of the engine and of the model.
 
     float16 operands are multiplied and summed in float32, and the result is rounded once, as a GPU's tensor
@@ -70,15 +72,18 @@ def matmul(a: Any, b: Any, out: Any = None, accumulate: bool = False, alpha: flo
         out: array to write into, whose dtype decides where the result is rounded to: float16 operands may
             have a float32 product. None: a new array, of the operands' dtype.
         accumulate: the product is added to what `out` holds, before the result is rounded.
-        alpha: a number, applied before the result is rounded.
+        alpha: a number, or an array of one float32 where the operands are, applied before the result is
+            rounded.
     """
     xp = get_array_module(a, b)
+    if xp is not np and a.ndim <= 2 and b.ndim <= 2:
+        return matmul_by_cublas(_cublas_of_stream(), a, b, out, accumulate, alpha)
     halves = a.dtype == b.dtype == np.float16
-    if out is not None and not accumulate and alpha == 1:
+    if out is not None and not accumulate and _is_one(alpha):
         return xp.matmul(a, b, out=out, dtype=np.float32) if halves else xp.matmul(a, b, out=out)
     product = xp.matmul(a, b, dtype=np.float32) if halves else xp.matmul(a, b)
-    if alpha != 1:
-        product *= product.dtype.type(alpha)
+    if not _is_one(alpha):
+        product *= alpha if hasattr(alpha, "dtype") else product.dtype.type(alpha)
     if out is None:
         return product.astype(a.dtype) if halves else product
     if accumulate:
@@ -86,3 +91,55 @@ def matmul(a: Any, b: Any, out: Any = None, accumulate: bool = False, alpha: flo
     else:
         out[...] = product
     return out
+
+
+def _is_one(alpha: Any) -> bool:
+    """Whether a product is to be left as it is; an array, which may lie on a GPU, is not looked at."""
+    return not hasattr(alpha, "dtype") and alpha == 1
+
+
+def matmul_by_cublas(cublas: Cublas, a: Any, b: Any, out: Any, accumulate: bool, alpha: Any) -> Any:
+    """`matmul` of vectors and matrices on a device, into memory that cuBLAS can write to.
+
+    What it cannot read where it lies is copied, and so is a float16 operand beside a float32 one.
+    """
+    xp = get_array_module(a, b)
+    shape = (*a.shape[:-1], *b.shape[1:])
+    dtype = np.promote_types(a.dtype, b.dtype)
+    if out is None:
+        out, accumulate = xp.empty(shape, dtype), False
+    left, right = (
+        operand if layout_of(operand) else xp.ascontiguousarray(operand)
+        for operand in (
+            (a if a.ndim == 2 else a[None]).astype(dtype, copy=False),
+            (b if b.ndim == 2 else b[:, None]).astype(dtype, copy=False),
+        )
+    )
+    cublas.gemm(left, right, out.reshape(len(left), right.shape[1]), accumulate, alpha)
+    return out
+
+
+def _cublas_of_stream() -> Cublas:
+    """The handle of the current device and stream."""
+    import cupy
+
+    return _cublas(cupy.cuda.runtime.getDevice(), cupy.cuda.get_current_stream().ptr)
+
+
+@functools.cache
+def _cublas(device: int, stream: int) -> Cublas:
+    """A handle with memory of its own, outside every pool: a graph that uses it may outlive its pool."""
+    import cupy
+
+    major = cupy.cuda.runtime.runtimeGetVersion() // 1000
+    try:
+        library = load_library(major)
+    except OSError:
+        _ = cupy.cuda.Device().cublas_handle  # CuPy knows where wheels keep theirs; then it is loaded
+        library = load_library(major)
+    workspace, scalars = cupy.cuda.Memory(WORKSPACE_BYTES), cupy.cuda.Memory(8)
+    ones = np.array([1, 0], np.float32)
+    cupy.cuda.runtime.memcpy(scalars.ptr, ones.ctypes.data, ones.nbytes, cupy.cuda.runtime.memcpyHostToDevice)
+    cublas = Cublas(library, stream, (workspace.ptr, workspace.size), scalars.ptr)
+    cublas.memory = (workspace, scalars)
+    return cublas

@@ -1,0 +1,158 @@
+"""As much of CuPy as the runtime asks for besides arrays, on the host: streams, graphs, pools, devices.
+
+What has to be right and can be without a GPU is the order of calls. `launch` stands for every kernel launch:
+it acts at once, or, while the current stream is captured, when the graph is launched.
+"""
+
+import ctypes
+import types
+from contextlib import contextmanager
+
+import numpy as np
+
+
+class CUDARuntimeError(RuntimeError):
+    """As CuPy's: `status` is CUDA's number of the error."""
+
+    def __init__(self, status, text):
+        self.status = status
+        super().__init__(text)
+
+
+class Memory:
+    """Device memory outside every pool."""
+
+    def __init__(self, size):
+        self.bytes = (ctypes.c_char * size)()
+        self.ptr, self.size = ctypes.addressof(self.bytes), size
+
+
+class Graph:
+    def __init__(self):
+        self.launches, self.operations = 0, []
+
+    def launch(self, stream=None):
+        self.launches += 1
+        for operation in self.operations:
+            operation()
+
+
+class FakeCupy(types.ModuleType):
+    """The module `cupy`; what is not here is NumPy's.
+
+    Args:
+        devices: how many GPUs there are; driver: the version of theirs, 0: none; runtime: CuPy's own.
+        capability: "90" of an H200, "61" of a GPU without tensor cores.
+    """
+
+    def __init__(self, devices=1, driver=13000, runtime=13000, capability="90", uuids=None):
+        super().__init__("cupy")
+        self.devices, self.capability, self.used_device = devices, capability, 0
+        self.uuids = uuids or [bytes([device]) * 16 for device in range(devices)]
+        self.pools, self.streams, self.log = [], [], []
+        self.capturing = None
+        self.refuses_to_capture = None  # what launches raise inside a capture
+        self.cuda = types.SimpleNamespace(
+            Memory=Memory,
+            Stream=stream_class(self),
+            MemoryPool=self._make_pool,
+            using_allocator=self._using_allocator,
+            get_current_stream=lambda: self.streams[-1] if self.streams else types.SimpleNamespace(ptr=0),
+            Device=device_class(self),
+            alloc_pinned_memory=lambda size: memoryview(bytearray(size)),
+            runtime=types.SimpleNamespace(
+                CUDARuntimeError=CUDARuntimeError,
+                memcpyHostToDevice=1,
+                streamCaptureModeRelaxed=2,
+                memcpy=lambda to, source, size, kind: ctypes.memmove(to, source, size),
+                getDevice=lambda: self.used_device,
+                getDeviceCount=lambda: self._count(driver, runtime),
+                getDeviceProperties=lambda index: {"name": b"Fake", "uuid": self.uuids[index]},
+                memGetInfo=lambda: (60 << 30, 80 << 30),
+                driverGetVersion=lambda: driver,
+                runtimeGetVersion=lambda: runtime,
+            ),
+        )
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def _count(self, driver, runtime):
+        if driver < runtime:
+            raise CUDARuntimeError(35, "cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+        if not self.devices:
+            raise CUDARuntimeError(100, "cudaErrorNoDevice: no CUDA-capable device is detected")
+        return self.devices
+
+    def _make_pool(self):
+        pool = types.SimpleNamespace(malloc=object(), freed=0, total_bytes=lambda: 0)
+        self.pools.append(pool)
+        return pool
+
+    @contextmanager
+    def _using_allocator(self, allocator):
+        self.log.append("private pool" if any(allocator is pool.malloc for pool in self.pools) else "pool?")
+        yield
+
+    def launch(self, operation):
+        """What stands for a kernel launch."""
+        if self.capturing is None:
+            operation()
+        elif self.refuses_to_capture:
+            raise self.refuses_to_capture
+        else:
+            self.capturing.operations.append(operation)
+
+
+def stream_class(cupy):
+    class Stream:
+        def __init__(self, non_blocking=False):
+            self.non_blocking, self.ptr = non_blocking, 1000 + id(self) % 1000
+
+        def __enter__(self):
+            cupy.streams.append(self)
+            return self
+
+        def __exit__(self, *exception):
+            cupy.streams.pop()
+
+        def begin_capture(self, mode=None):
+            cupy.log.append("begin_capture")
+            cupy.capturing = Graph()
+
+        def end_capture(self):
+            cupy.log.append("end_capture")
+            graph, cupy.capturing = cupy.capturing, None
+            return graph
+
+        def is_capturing(self):
+            return cupy.capturing is not None
+
+        def synchronize(self):
+            cupy.log.append("synchronize")
+
+        def wait_event(self, event):
+            cupy.log.append("wait_event")
+
+        def record(self, event=None):
+            return "event"
+
+    return Stream
+
+
+def device_class(cupy):
+    class Device:
+        def __init__(self, index=None):
+            self.id = cupy.used_device if index is None else index
+
+        def use(self):
+            cupy.used_device = self.id
+
+        @property
+        def compute_capability(self):
+            return cupy.capability
+
+        def synchronize(self):
+            cupy.log.append("synchronize")
+
+    return Device
