@@ -36,20 +36,46 @@ def device_array_module(device: str) -> ModuleType:
         raise DeviceError(f"device must be cpu or cuda; got {device!r}")
     try:
         import cupy
-
-        num_devices = cupy.cuda.runtime.getDeviceCount()
     except ImportError:
         raise DeviceError(
             "device cuda needs CuPy, which is not installed; pip install 'minilstm[cuda13]' (or cuda12), "
             "or use cpu"
         ) from None
+    try:
+        num_devices = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # CuPy's own error class can only be named where CuPy loads
-        raise DeviceError(
-            f"device cuda needs a working GPU and driver; CuPy says: {error}; use cpu instead"
-        ) from None
+        raise DeviceError(_why_no_gpu(cupy.cuda.runtime, error)) from None
     if num_devices == 0:
-        raise DeviceError("device cuda needs a GPU; none was found; use cpu instead")
+        raise DeviceError(_NO_GPU)
     return cupy
+
+
+_NO_GPU = "device cuda needs a GPU; none was found (is CUDA_VISIBLE_DEVICES set?); use cpu instead"
+_CUDA_ERROR_NO_DEVICE = 100
+
+
+def _why_no_gpu(runtime: Any, error: Exception) -> str:
+    """What is in the way, in words, when CUDA cannot even count the GPUs."""
+    try:
+        driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    except Exception:  # a CUDA that cannot tell its own version
+        driver, needed = 1, 0
+    if driver == 0:
+        return "device cuda needs an NVIDIA driver; none is installed here; install one, or use cpu instead"
+    if driver < needed:
+        return (
+            f"device cuda: the driver is for CUDA {_version(driver)} at most, and this CuPy needs "
+            f"{_version(needed)}; bring the driver up to date, or install the CuPy that fits it "
+            "(pip install cupy-cuda12x), or use cpu instead"
+        )
+    if getattr(error, "status", None) == _CUDA_ERROR_NO_DEVICE:
+        return _NO_GPU
+    return f"device cuda needs a working GPU and driver; CuPy says: {error}; use cpu instead"
+
+
+def _version(number: int) -> str:
+    """CUDA counts 12.4 as 12040."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def accumulation_dtype(dtype: Any) -> np.dtype:

@@ -1,4 +1,4 @@
-"""The binding of cuBLAS: a fake library carries out each GemmEx on the host, at the addresses that it is given."""
+"""The binding of cuBLAS: a fake library carries out each GemmEx on the host, at the addresses it is given."""
 
 import itertools
 import sys
