@@ -1,0 +1,47 @@
+"""Fixtures that several test files use."""
+
+import numpy as np
+import pytest
+from host_runner import HostRunner, can_compile_for_host
+
+from autograd import DeviceError
+from autograd.backend import device_array_module
+from autograd.kernels import host_kernels
+
+
+@pytest.fixture(scope="session")
+def host_runner(tmp_path_factory):
+    """Runs kernels on NumPy arrays; what it compiles, all processes of the session share."""
+    if not can_compile_for_host():
+        pytest.skip("kernels on the CPU need g++ 12 or newer")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen-") else base) / "kernels"
+    folder.mkdir(exist_ok=True)
+    return HostRunner(folder)
+
+
+@pytest.fixture(params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request):
+    """Where kernels run: on NumPy arrays behind the host shim, and on a GPU's if there is one.
+
+    `device.array(x)` puts a NumPy array there, `device.numpy(x)` brings it back, `device.xp` is its module.
+    """
+    if request.param == "host":
+        with host_kernels(request.getfixturevalue("host_runner")):
+            yield Device(np)
+        return
+    try:
+        yield Device(device_array_module("cuda"))
+    except DeviceError as error:
+        pytest.skip(f"no GPU: {error}")
+
+
+class Device:
+    def __init__(self, xp):
+        self.xp = xp
+
+    def array(self, values, dtype=None):
+        return self.xp.array(values, dtype=dtype)
+
+    def numpy(self, array):
+        return array if self.xp is np else self.xp.asnumpy(array)
