@@ -6,6 +6,7 @@ NumPy on a CPU, CuPy on a GPU. The only file that imports cupy, and only once it
 from __future__ import annotations
 
 import functools
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -48,6 +49,21 @@ def device_array_module(device: str) -> ModuleType:
     if num_devices == 0:
         raise DeviceError(_NO_GPU)
     return cupy
+
+
+def load_nccl() -> tuple[Any, str]:
+    """CuPy's binding of NCCL and its version; or None, and why it cannot be had."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CuPy warns in twelve lines
+        try:
+            from cupy.cuda import nccl
+
+            version = nccl.get_version() if nccl.available else None
+        except Exception as error:  # a library that is there and does not work
+            return None, f"NCCL does not load ({str(error).splitlines()[0]})"
+    if version is None:
+        return None, "NCCL is not installed (pip install nvidia-nccl-cu13, or cu12)"
+    return nccl, f"NCCL {version // 10000}.{version % 10000 // 100}.{version % 100}"
 
 
 _NO_GPU = "device cuda needs a GPU; none was found (is CUDA_VISIBLE_DEVICES set?); use cpu instead"

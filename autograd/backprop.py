@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from autograd.backend import get_array_module
@@ -10,13 +11,20 @@ from autograd.function import Function
 from autograd.variable import Node, Variable
 
 
-def backward(root: Variable, gradient: Any = None, retain_graph: bool = False) -> None:
+def backward(
+    root: Variable,
+    gradient: Any = None,
+    retain_graph: bool = False,
+    on_complete: Callable[[Variable], None] | None = None,
+) -> None:
     """Add d(root)/d(leaf) to the `grad` of every leaf that the root was computed from.
 
     Args:
         root: the variable to differentiate.
         gradient: d(something)/d(root), of the root's shape; 1 for a single number.
         retain_graph: keep what the functions saved, so that the pass can be run again.
+        on_complete: called with each leaf as soon as all who used it have added to its gradient, while the
+            pass goes on. The order follows from the graph alone.
 
     Raises:
         ShapeError: no gradient given for a root of more than one number, or one of another shape.
@@ -30,6 +38,7 @@ def backward(root: Variable, gradient: Any = None, retain_graph: bool = False) -
             raise RuntimeError("backward: the root depends on nothing that requires a gradient")
         return
     waiting = _count_uses(root.creator)
+    leaves = _count_leaf_uses(waiting) if on_complete else {}
     gradients: dict[Node, Any] = {root.node: gradient}
     ready = [root.creator]
     while ready:
@@ -38,6 +47,10 @@ def backward(root: Variable, gradient: Any = None, retain_graph: bool = False) -
         for node, grad in _input_gradients(function, gradients):
             if grad is not None:
                 _deliver(node, grad, gradients)
+            if node in leaves and on_complete:
+                leaves[node] -= 1
+                if leaves[node] == 0 and node.owner is not None:
+                    on_complete(node.owner)
             if node.creator is not None:
                 waiting[node.creator] -= 1
                 if waiting[node.creator] == 0:
@@ -79,6 +92,16 @@ def _count_uses(last: Function) -> dict[Function, int]:
                 uses[creator] = 0
                 unseen.append(creator)
             uses[creator] += 1
+    return uses
+
+
+def _count_leaf_uses(functions: Iterable[Function]) -> dict[Node, int]:
+    """For every variable that wants a gradient and that no function made: how many uses of it there are."""
+    uses: dict[Node, int] = {}
+    for function in functions:
+        for node in function.inputs:
+            if node.creator is None and node.requires_grad:
+                uses[node] = uses.get(node, 0) + 1
     return uses
 
 

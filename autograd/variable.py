@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,11 +121,16 @@ class Variable:
         """Forget the gradient, so that the next backward pass starts anew instead of adding to it."""
         self.grad = None
 
-    def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
+    def backward(
+        self,
+        gradient: Any = None,
+        retain_graph: bool = False,
+        on_complete: Callable[[Variable], None] | None = None,
+    ) -> None:
         """Adds d(self)/d(leaf) to every leaf's `grad`; see `autograd.backprop.backward`."""
         from autograd.backprop import backward
 
-        backward(self, gradient, retain_graph)
+        backward(self, gradient, retain_graph, on_complete)
 
     def accumulate_grad(self, gradient: Any) -> None:
         """Add a gradient (an array of this shape) to `grad`; the first one is copied, never shared."""

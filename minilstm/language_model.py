@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -187,6 +188,17 @@ class LanguageModel:
             if parameter.grad is None:
                 parameter.grad_target()[0][...] = 0
         return self._flat_gradients
+
+    @property
+    def gradient_buffer(self) -> Any:
+        """Where `flat_gradients` lie, whether they are written yet or not."""
+        return self._flat_gradients
+
+    def parameter_ranges(self) -> list[tuple[Parameter, range]]:
+        """Each parameter, and which part of `flat_parameters` and `flat_gradients` is its own."""
+        parameters = [parameter for _, parameter in self.named_parameters()]
+        stops = itertools.accumulate(parameter.size for parameter in parameters)
+        return [(p, range(stop - p.size, stop)) for p, stop in zip(parameters, stops, strict=True)]
 
     def zero_grads(self) -> None:
         """Start the next backward pass from nothing instead of adding to the last one's gradients."""

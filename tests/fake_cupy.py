@@ -19,6 +19,36 @@ class CUDARuntimeError(RuntimeError):
         super().__init__(text)
 
 
+class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
+    """An array "on the device": of another type than the host's, with CuPy's own methods."""
+
+    __module__ = "cupy"
+
+    @property
+    def data(self):
+        return types.SimpleNamespace(ptr=self.ctypes.data)
+
+    def get(self, stream=None, order="C", out=None, blocking=True):
+        host = np.array(self, order=order, subok=False)
+        if out is None:
+            return host
+        assert (out.dtype, out.shape) == (self.dtype, self.shape)
+        out[...] = host
+        return out
+
+    def set(self, array, stream=None):
+        assert type(array) is np.ndarray
+        assert (array.dtype, array.shape) == (self.dtype, self.shape)
+        self[...] = array
+
+
+class Event:
+    done = True
+
+    def synchronize(self):
+        pass
+
+
 class Memory:
     """Device memory outside every pool."""
 
@@ -74,8 +104,13 @@ class FakeCupy(types.ModuleType):
             ),
         )
 
+    ndarray = ndarray
+
     def __getattr__(self, name):
-        return getattr(np, name)
+        function = getattr(np, name)
+        if name in ("array", "asarray", "ascontiguousarray", "empty", "zeros", "ones", "full", "arange"):
+            return lambda *args, **options: function(*args, **options).view(ndarray)
+        return function
 
     def _count(self, driver, runtime):
         if driver < runtime:
@@ -138,7 +173,7 @@ def stream_class(cupy):
             cupy.log.append("wait_event")
 
         def record(self, event=None):
-            return "event"
+            return Event()
 
     return Stream
 

@@ -309,3 +309,25 @@ def test_integers_beside_float32_do_not_make_float64(function):
     x, n = Variable(np.ones((2, 2), np.float32)), np.ones((2, 2), np.int64)
     with pytest.raises(DtypeError, match=r"float32.*int64.*float64; give the integers"):
         function(x, n)
+
+
+def test_a_leaf_is_told_of_once_when_its_last_user_has_added_to_its_gradient():
+    x, y = (Variable(np.array([2.0, 3.0]), name=name) for name in "xy")
+    constant = Variable(np.ones(2), requires_grad=False)
+    early = x * x  # x is used first of all, so its gradient comes last
+    late = early * y + constant
+    told = []
+    (late + y).sum().backward(on_complete=lambda leaf: told.append((leaf.name, leaf.grad.copy())))
+    assert sorted(name for name, _ in told) == ["x", "y"]
+    for name, grad in told:
+        np.testing.assert_array_equal(grad, {"x": x, "y": y}[name].grad)
+    assert told[-1][0] == "x"
+
+
+def test_a_leaf_that_no_gradient_reaches_is_told_of_too():
+    x, y = Variable(np.array([2.0])), Variable(np.array([3.0]))
+    unused, used = Variable(np.array([1.0])) * y, x * 2.0
+    told = []
+    (used + unused * 0.0).sum().backward(on_complete=told.append)
+    assert x in told
+    assert y in told

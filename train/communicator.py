@@ -6,6 +6,7 @@ be. Everything travels as bytes of arrays or as JSON, nothing is pickled.
 """
 
 import contextlib
+import ctypes
 import functools
 import json
 import os
@@ -23,10 +24,18 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
+from autograd.backend import load_nccl
 from autograd.errors import DtypeError, InputError
+from train.exchange import (
+    BUCKET_BYTES,
+    Exchange,
+    MeanOfOne,
+    MpiExchange,
+    NcclExchange,
+    OverlappedMean,
+    PinnedExchange,
+)
 from train.threads import Launch, launcher
-
-BUCKET_BYTES = 16 << 20  # one message: MPI needs as much memory again, and larger ones are slower
 
 
 class Communicator(ABC):
@@ -46,9 +55,27 @@ class Communicator(ABC):
         """Whether this rank is the one that prints, writes and prepares."""
         return self.rank == 0
 
-    @abstractmethod
     def allreduce_mean_(self, flat: np.ndarray) -> None:
         """Replace `flat`, 1-D float32 or float64, by its mean over the ranks, the same bits on every rank."""
+        self.begin_mean(flat).finish()
+
+    @abstractmethod
+    def begin_mean(self, flat: Any) -> OverlappedMean:
+        """The same in parts, as they become whole: `completed(range)` for each, then `finish()`.
+
+        Whether parts were told of, and when, does not change a bit; the ranks must tell in the same order.
+        """
+
+    def use_device(self, device: Any, half: bool = False) -> str | None:
+        """Average what lives on this rank's device (`train.device`); the path that gradients will take.
+
+        Args:
+            half: send float16, divided by the number of ranks before it is summed.
+
+        Returns:
+            the path and why it was taken, in words; None where there is nobody to send to.
+        """
+        return None
 
     @abstractmethod
     def allreduce_sum(self, values: ArrayLike) -> np.ndarray:
@@ -83,8 +110,9 @@ class SingleProcess(Communicator):
 
     rank, size, local_rank = 0, 1, 0
 
-    def allreduce_mean_(self, flat: np.ndarray) -> None:
+    def begin_mean(self, flat: Any) -> OverlappedMean:
         _check_floating(flat)
+        return MeanOfOne()
 
     def allreduce_sum(self, values: ArrayLike) -> np.ndarray:
         return np.array(values, np.float64)
@@ -123,12 +151,56 @@ class MPI(Communicator):
         node.Free()
         _unlink_shared_memory()  # the split has met all ranks, so all have it open
         sys.excepthook = _end_on_exception
+        self._exchange: Exchange = MpiExchange(self._mpi, self._world)
 
-    def allreduce_mean_(self, flat: np.ndarray) -> None:
+    def begin_mean(self, flat: Any) -> OverlappedMean:
         _check_floating(flat)
-        for bucket in _buckets(flat):
-            self._world.Iallreduce(self._mpi.IN_PLACE, bucket, op=self._mpi.SUM).Wait()
-            bucket /= self.size
+        return OverlappedMean(self._exchange, flat, BUCKET_BYTES)
+
+    def use_device(self, device: Any, half: bool = False) -> str | None:
+        kind = "float16, divided before it is summed" if half else "float32"
+        if not device.is_gpu:
+            self._exchange = MpiExchange(self._mpi, self._world, half)
+            return f"gradients: MPI, {kind}" if half else None
+        self._exchange = self._gpu_exchange(device, half)
+        return f"gradients: {self._exchange.path}; {kind}"
+
+    def _gpu_exchange(self, gpu: Any, half: bool) -> Exchange:
+        """NCCL where it is and each rank has a GPU to itself; a CUDA-aware MPI; else through the host."""
+        nccl, version = load_nccl()
+        in_use = len({bytes(uuid) for uuid in self._gather_everywhere(gpu.uuid)})
+        if not self._all_agree(nccl is not None):
+            why = version if nccl is None else "NCCL is missing on another rank"
+        elif in_use < self.size:
+            why = f"NCCL takes one rank a GPU, and {self.size} ranks share {in_use}"
+        else:
+            unique_id = self.broadcast_json(nccl.get_unique_id() if self.is_root else None)
+            communicator = nccl.NcclCommunicator(self.size, tuple(unique_id), self.rank)
+            return NcclExchange(nccl, communicator, gpu, self.size, half, f"{version}, GPU to GPU")
+        if half:
+            why += "; MPI knows no float16"
+        elif self._all_agree(self._mpi_reads_gpus()):
+            path = f"CUDA-aware MPI, GPU to GPU ({why})"
+            return MpiExchange(self._mpi, self._world, synchronize=gpu.synchronize, path=path)
+        else:
+            why += "; MPI is not CUDA-aware"
+        path = f"MPI through pinned host memory, in pieces of {BUCKET_BYTES >> 20} MB ({why})"
+        return PinnedExchange(MpiExchange(self._mpi, self._world, half), gpu, half, path)
+
+    def _gather_everywhere(self, own: bytes) -> list[list[int]]:
+        """What each rank has given, of equal lengths, on every rank."""
+        rows = self.gather_rows(np.frombuffer(own, np.uint8)[None])
+        return self.broadcast_json(rows.tolist() if rows is not None else None)
+
+    def _all_agree(self, here: bool) -> bool:
+        return self.allreduce_sum([here])[0] == self.size
+
+    def _mpi_reads_gpus(self) -> bool:
+        """What MPI itself says; to try it with a device's address would end the process where it cannot."""
+        try:
+            return bool(ctypes.CDLL(self._mpi.__file__).MPIX_Query_cuda_support())
+        except (OSError, AttributeError):  # an MPI that does not know the question
+            return False
 
     def allreduce_sum(self, values: ArrayLike) -> np.ndarray:
         total = np.array(values, np.float64)

@@ -77,6 +77,14 @@ class Gpu(Host):
     def to_host(self, array: Any) -> np.ndarray:
         return array.get() if hasattr(array, "get") else array
 
+    def new_stream(self) -> Any:
+        """A second stream, for copies and messages beside the computation."""
+        return self.xp.cuda.Stream(non_blocking=True)
+
+    def pinned(self, size: int) -> Any:
+        """Host memory, of so many bytes, that the GPU copies from and to by itself."""
+        return self.xp.cuda.alloc_pinned_memory(size)
+
     def synchronize(self) -> None:
         self.stream.synchronize()
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from autograd import Variable
 from minilstm import LanguageModel, MaskStream, detach
 from minilstm.language_model import State
 from train.communicator import Communicator
+from train.exchange import OverlappedMean
 from train.optimizers import Optimizer, add_scaled, clip_factor, global_norm
 
 
@@ -55,6 +58,7 @@ class TrainingStep:
     ) -> None:
         self.model, self.optimizer, self.communicator = model, optimizer, communicator
         self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
+        self._ranges: dict[Variable, range] = dict(model.parameter_ranges())
 
     @np.errstate(all="ignore")  # a run that diverges is told of by its loss and its norm
     def __call__(
@@ -67,9 +71,10 @@ class TrainingStep:
     ) -> StepResult:
         """inputs, targets: int (T, rows of this rank). Every rank updates alike, or none does."""
         self.model.zero_grads()
-        loss, new_state = self._backward(inputs, targets, state, masks)
+        mean = self.communicator.begin_mean(self.model.gradient_buffer)
+        loss, new_state = self._backward(inputs, targets, state, masks, mean)
         gradients = self.model.flat_gradients
-        self.communicator.allreduce_mean_(gradients)
+        mean.finish()
         mean_loss = float(self.communicator.allreduce_sum([loss])[0]) / self.communicator.size
         # Of the averaged gradient: the same on every rank, and so is what follows.
         if self.l2_tied:
@@ -82,9 +87,17 @@ class TrainingStep:
         return result
 
     def _backward(
-        self, inputs: np.ndarray, targets: np.ndarray, state: State | None, masks: MaskStream
+        self,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        state: State | None,
+        masks: MaskStream,
+        mean: OverlappedMean,
     ) -> tuple[float, State]:
-        """Mean loss of this rank's rows and their new state; their mean gradient is left in the model."""
+        """Mean loss of this rank's rows and their new state; their mean gradient is left in the model.
+
+        `mean` is told of each parameter's gradient as it becomes whole: with the last group of rows.
+        """
         size = inputs.shape[1] // self.accumulate
         losses, states = [], []
         for first in range(0, inputs.shape[1], size):
@@ -96,10 +109,15 @@ class TrainingStep:
             )
             if self.accumulate > 1:
                 objective = objective * (1 / self.accumulate)
-            objective.backward()
+            is_last = first + size == inputs.shape[1]
+            objective.backward(on_complete=self._teller(mean) if is_last else None)
             losses.append(loss.item())
             states.append(detach(new_state))
         return sum(losses) / len(losses), _joined(states)
+
+    def _teller(self, mean: OverlappedMean) -> Callable[[Variable], None]:
+        """What tells `mean` which part of the flat gradient a parameter's own is."""
+        return lambda parameter: mean.completed(self._ranges[parameter])
 
 
 def _joined(states: list[State]) -> State:
