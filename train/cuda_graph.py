@@ -14,7 +14,7 @@ from typing import Any
 from autograd.errors import InputError
 
 MOST_GRAPHS = 32
-"""Keys that are captured; work of further ones, such as many lengths of windows, is launched piece by piece."""
+"""Keys that are captured; work of further ones, many lengths of windows say, is launched piece by piece."""
 
 
 class GraphedFunction:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autograd import Variable
+from autograd.profile import span
 from minilstm import LanguageModel, MaskStream, detach
 from minilstm.language_model import State
 from train.communicator import Communicator
@@ -74,16 +75,18 @@ class TrainingStep:
         mean = self.communicator.begin_mean(self.model.gradient_buffer)
         loss, new_state = self._backward(inputs, targets, state, masks, mean)
         gradients = self.model.flat_gradients
-        mean.finish()
-        mean_loss = float(self.communicator.allreduce_sum([loss])[0]) / self.communicator.size
-        # Of the averaged gradient: the same on every rank, and so is what follows.
-        if self.l2_tied:
-            W = self.model.decoder_weight
-            add_scaled(W.grad.reshape(-1), W.data.reshape(-1), self.l2_tied)
-        norm = global_norm(gradients)
-        result = StepResult(mean_loss, norm, new_state)
-        if result.is_finite:
-            self.optimizer.update(gradients, learning_rate, clip_factor(norm, self.clip_norm))
+        with span("allreduce"):
+            mean.finish()
+            mean_loss = float(self.communicator.allreduce_sum([loss])[0]) / self.communicator.size
+        with span("update"):
+            # Of the averaged gradient: the same on every rank, and so is what follows.
+            if self.l2_tied:
+                W = self.model.decoder_weight
+                add_scaled(W.grad.reshape(-1), W.data.reshape(-1), self.l2_tied)
+            norm = global_norm(gradients)
+            result = StepResult(mean_loss, norm, new_state)
+            if result.is_finite:
+                self.optimizer.update(gradients, learning_rate, clip_factor(norm, self.clip_norm))
         return result
 
     def _backward(
