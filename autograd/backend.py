@@ -25,6 +25,11 @@ def get_array_module(*arrays: Any) -> ModuleType:
     return np
 
 
+def to_host(array: Any) -> np.ndarray:
+    """The same numbers as a NumPy array: itself, or a copy of what lies on a GPU."""
+    return array if get_array_module(array) is np else array.get()
+
+
 def device_array_module(device: str) -> ModuleType:
     """The array module of a device by name: `cpu` or `cuda`.
 

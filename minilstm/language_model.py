@@ -20,8 +20,9 @@ from autograd import (
     is_training,
     no_backprop_mode,
 )
-from autograd.backend import matmul
-from autograd.functions.loss import log_softmax_array
+from autograd.backend import get_array_module, matmul, to_host
+from autograd.functions.embedding import as_ids, check_ids
+from autograd.functions.loss import IGNORE, log_softmax_array
 from autograd.profile import span
 from minilstm.adaptive_softmax import adaptive_log_probs, adaptive_softmax_loss, adaptive_token_losses
 from minilstm.config import ModelConfig
@@ -161,11 +162,18 @@ class LanguageModel:
             )
         self._flatten(np.dtype(dtype))
 
-    def _flatten(self, dtype: np.dtype) -> None:
+    def move_to(self, xp: Any) -> None:
+        """Let the weights live where this array module's arrays do; what is computed from them does too."""
+        weights = self.flat_parameters if xp is np else xp.asarray(self.flat_parameters)
+        for parameter, own in self.parameter_ranges():
+            parameter.data = weights[own.start : own.stop].reshape(parameter.shape)
+        self._flatten(self.dtype, xp)
+
+    def _flatten(self, dtype: np.dtype, xp: Any = np) -> None:
         parameters = [parameter for _, parameter in self.named_parameters()]
         size = sum(parameter.size for parameter in parameters)
-        self.flat_parameters = np.empty(size, dtype)
-        self._flat_gradients = np.empty(size, dtype)
+        self.flat_parameters = xp.empty(size, dtype)
+        self._flat_gradients = xp.empty(size, dtype)
         start = 0
         for parameter in parameters:
             part = slice(start, start + parameter.size)
@@ -209,7 +217,8 @@ class LanguageModel:
     def initial_state(self, batch_size: int) -> State:
         """Zeros for every layer, each (batch_size, units)."""
         shapes = [(batch_size, layer.units) for layer in self.layers]
-        return [(np.zeros(shape, self.dtype), np.zeros(shape, self.dtype)) for shape in shapes]
+        xp = get_array_module(self.flat_parameters)
+        return [(xp.zeros(shape, self.dtype), xp.zeros(shape, self.dtype)) for shape in shapes]
 
     @property
     def dtype(self) -> np.dtype:
@@ -269,7 +278,8 @@ class LanguageModel:
     def _outputs_and_loss(
         self, inputs: Any, targets: Any, state: State | None, masks: MaskStream | None
     ) -> tuple[Outputs, Variable]:
-        inputs, targets = np.asarray(inputs), np.asarray(targets)
+        inputs = self._here("embedding: ids", inputs)
+        targets = self._here("targets", targets, lowest=IGNORE)
         if targets.shape != inputs.shape:
             raise ShapeError(
                 f"model: targets must be (T, B) = {inputs.shape} as inputs are; got {targets.shape}"
@@ -283,7 +293,7 @@ class LanguageModel:
             return outputs, self._loss(h, targets.reshape(-1), masks)
 
     def _encode(self, inputs: Any, state: State | None, masks: MaskStream | None) -> Outputs:
-        inputs = np.asarray(inputs)
+        inputs = self._here("embedding: ids", inputs)
         if inputs.ndim != 2 or len(inputs) < 1:
             raise ShapeError(f"model: inputs must be (T, B) with at least one step; got {inputs.shape}")
         state = self.initial_state(inputs.shape[1]) if state is None else state
@@ -323,6 +333,15 @@ class LanguageModel:
             return sampled_softmax_loss(h, W, b, targets, sample)
         return tied_softmax_loss(h, W, b, targets)
 
+    def _here(self, name: str, ids: Any, lowest: int = 0) -> Any:
+        """Ids as an array where the weights are; on their way to a GPU they are checked, not there."""
+        xp, ids = get_array_module(self.flat_parameters), ids if hasattr(ids, "dtype") else np.asarray(ids)
+        if xp is np or get_array_module(ids) is xp:
+            return ids
+        as_ids(f"model: {name}", ids)
+        check_ids(f"model: {name}", ids, self.config.vocab_size, lowest)
+        return xp.asarray(ids)
+
     def _check_state(self, state: State, batch_size: int) -> None:
         expected = [(batch_size, layer.units) for layer in self.layers]
         for index, name in enumerate("hc"):
@@ -333,10 +352,13 @@ class LanguageModel:
                 )
 
     def next_log_probs(self, inputs: Any, state: State | None = None) -> tuple[Any, State]:
-        """log P(next word) (B, V) in nats after the words `inputs` (B), and the new state; no gradients."""
+        """log P(next word) (B, V) in nats after the words `inputs` (B), and the new state; no gradients.
+
+        The probabilities come to the host, wherever the weights are; the state stays with those.
+        """
         with no_backprop_mode(), evaluation_mode():
             h, state = self.encode(np.asarray(inputs)[None], state)
-            return self.log_probs(h.data[0]), detach(state)
+            return to_host(self.log_probs(h.data[0])), detach(state)
 
     def token_losses(self, h: Any, targets: Any) -> Any:
         """-log P(target) (N) in nats, after outputs h (N, E) of the last layer; arrays, no gradients.

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from autograd.kernels import STORAGE, _signatures
+
 
 class CUDARuntimeError(RuntimeError):
     """As CuPy's: `status` is CUDA's number of the error."""
@@ -19,10 +21,47 @@ class CUDARuntimeError(RuntimeError):
         super().__init__(text)
 
 
+def _refuse_host_arrays(values):
+    for value in values:
+        if type(value) is np.ndarray:
+            raise TypeError(f"Unsupported type {type(value)}: an array of the host met one of the GPU")
+
+
+def _plain(value):
+    return np.asarray(value) if isinstance(value, ndarray) else value
+
+
+def _on_device(value):
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(value).view(ndarray)
+    return value
+
+
 class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
     """An array "on the device": of another type than the host's, with CuPy's own methods."""
 
     __module__ = "cupy"
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=(), **options):
+        """As NumPy's, but for a host's array among the inputs, which CuPy refuses."""
+        _refuse_host_arrays((*inputs, *out, *options.values()))
+        plain = [_plain(value) for value in inputs]
+        options = {name: _plain(value) for name, value in options.items()}
+        if out:
+            options["out"] = tuple(_plain(value) for value in out)
+        result = getattr(ufunc, method)(*plain, **options)
+        return out[0] if out else _on_device(result)
+
+    def __array_function__(self, function, types, args, kwargs):
+        _refuse_host_arrays((*args, *kwargs.values()))
+        return _on_device(super().__array_function__(function, types, args, kwargs))
+
+    def __setitem__(self, index, value):
+        _refuse_host_arrays((value,))
+        super().__setitem__(index, value)
+
+    def __getitem__(self, index):
+        return _on_device(super().__getitem__(index))  # CuPy has no scalars: an element is an array
 
     @property
     def data(self):
@@ -39,7 +78,7 @@ class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
     def set(self, array, stream=None):
         assert type(array) is np.ndarray
         assert (array.dtype, array.shape) == (self.dtype, self.shape)
-        self[...] = array
+        np.copyto(self.view(np.ndarray), array)
 
 
 class Event:
@@ -75,8 +114,9 @@ class FakeCupy(types.ModuleType):
         capability: "90" of an H200, "61" of a GPU without tensor cores.
     """
 
-    def __init__(self, devices=1, driver=13000, runtime=13000, capability="90", uuids=None):
+    def __init__(self, devices=1, driver=13000, runtime=13000, capability="90", uuids=None, host_runner=None):
         super().__init__("cupy")
+        self.host_runner = host_runner  # carries out the kernels of RawModule
         self.devices, self.capability, self.used_device = devices, capability, 0
         self.uuids = uuids or [bytes([device]) * 16 for device in range(devices)]
         self.pools, self.streams, self.log = [], [], []
@@ -111,6 +151,25 @@ class FakeCupy(types.ModuleType):
         if name in ("array", "asarray", "ascontiguousarray", "empty", "zeros", "ones", "full", "arange"):
             return lambda *args, **options: function(*args, **options).view(ndarray)
         return function
+
+    def RawModule(self, code, options, backend):  # noqa: N802 (CuPy's own name)
+        """The kernels of a source, compiled for the host."""
+        storage = next(storage for storage, (T, _) in STORAGE.items() if f"-DSTORAGE={T}" in options)
+        signatures = _signatures(code)
+        module = types.SimpleNamespace(source=code, kernels=signatures, name="fake")
+
+        def get_function(name):
+            def launch(grid, block, values, shared_mem=0):
+                args = [
+                    None if parameter.is_array and not isinstance(value, np.ndarray) else _plain(value)
+                    for parameter, value in zip(signatures[name], values, strict=True)
+                ]
+                work = lambda: self.host_runner(module, name, storage, grid, block, args, shared_mem)  # noqa: E731
+                self.launch(work)
+
+            return launch
+
+        return types.SimpleNamespace(get_function=get_function)
 
     def _count(self, driver, runtime):
         if driver < runtime:

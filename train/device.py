@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from autograd.backend import device_array_module
+from autograd.backend import device_array_module, to_host
 from autograd.errors import DeviceError
 from train.threads import Launch
 
@@ -75,7 +75,7 @@ class Gpu(Host):
         return self.xp.asarray(array)
 
     def to_host(self, array: Any) -> np.ndarray:
-        return array.get() if hasattr(array, "get") else array
+        return to_host(array)
 
     def new_stream(self) -> Any:
         """A second stream, for copies and messages beside the computation."""
