@@ -19,6 +19,7 @@ from autograd import (
     is_training,
     no_backprop_mode,
 )
+from autograd.backend import matmul
 from autograd.functions.loss import log_softmax_array
 from minilstm.adaptive_softmax import adaptive_log_probs, adaptive_softmax_loss, adaptive_token_losses
 from minilstm.config import ModelConfig
@@ -338,7 +339,7 @@ class LanguageModel:
         if self.config.softmax == "adaptive":
             band_W, band_b = (parameter.data for parameter in self.bands)
             return adaptive_log_probs(h, W, b, band_W, band_b, self.config.adaptive_bands)
-        return log_softmax_array(h @ W.T + b)
+        return log_softmax_array(matmul(h, W.T) + b)
 
 
 def detach(state: State) -> State:
