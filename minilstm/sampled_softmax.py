@@ -15,7 +15,9 @@ import numpy as np
 from autograd import Function, InputError, Variable
 from autograd.backend import get_array_module
 from autograd.functions.embedding import add_rows, as_ids, check_ids
+from autograd.kernels import use_kernels
 from autograd.mode import is_backprop_enabled
+from autograd.variable import as_variable
 from minilstm.tied_softmax import ScoredRows, SoftmaxBlocks, check_loss_inputs
 
 MAX_DRAWS = 1 << 20
@@ -113,14 +115,16 @@ class SampledSoftmaxLoss(Function):
         self.sample = sample
 
     def forward(self, h, W, b, targets):
-        self._check(h, W, b, targets)
+        check_loss_inputs(self.label, h, W, b, targets)
+        check_sample(self.label, self.sample, len(W))
         xp, scored = get_array_module(h), ScoredRows(targets)
         h, targets = scored.pick(h), scored.pick(targets)
-        ids = xp.asarray(self.sample.ids)
-        blocks = SoftmaxBlocks(h, W[ids], self._corrected(b, ids))
+        ids, tries = xp.asarray(self.sample.ids), self.sample.num_tries
+        blocks = SoftmaxBlocks(h, W[ids], corrected_bias(b, ids, tries, b.dtype))
         sums = blocks.sums_of_exp(keep=is_backprop_enabled())
         target_rows = W[targets]
-        d = xp.log(sums) - xp.einsum("ne,ne->n", h, target_rows) - self._corrected(b, targets)
+        d = xp.log(sums) - xp.einsum("ne,ne->n", h, target_rows)
+        d -= corrected_bias(b, targets, tries, b.dtype)
         if blocks.shift is not None:
             d += blocks.shift
         hit = xp.isin(targets, ids)
@@ -151,20 +155,30 @@ class SampledSoftmaxLoss(Function):
         add_rows(target, targets, of_targets)
         return target
 
-    def _corrected(self, b: Any, ids: Any) -> Any:
-        """(len(ids)): the bias of these words, less the log of their expected counts."""
-        counts = LogUniformSampler(len(b)).expected_count(ids, self.sample.num_tries)
-        return b[ids] - get_array_module(b).log(counts).astype(b.dtype)  # (67)
 
-    def _check(self, h: Any, W: Any, b: Any, targets: Any) -> None:
-        check_loss_inputs(self.label, h, W, b, targets)
-        ids, num_tries = self.sample
-        check_ids(f"{self.label}: sampled ids", ids, W.shape[0])
-        if not 0 < len(np.unique(ids)) == len(ids) <= num_tries:
-            raise InputError(
-                f"{self.label}: sampled ids must be different words, at least one and at most one a try; "
-                f"got {len(ids)} ids, {len(np.unique(ids))} different, in {num_tries} tries"
-            )
+def corrected_bias(b: Any, ids: Any, num_tries: Any, dtype: Any) -> Any:
+    """(len(ids)): the bias of these words, less the log of their expected counts.
+
+    Args:
+        b: (V). ids: integers in [0, V).
+        num_tries: a number, or an array of one.
+        dtype: of the result.
+    """
+    counts = LogUniformSampler(len(b)).expected_count(ids, num_tries)
+    return b[ids].astype(dtype, copy=False) - get_array_module(b).log(counts).astype(dtype)  # (67)
+
+
+def check_sample(name: str, sample: Sample, vocab_size: int) -> None:
+    """Raise in the words of the caller, `name`, unless it is a sample of these words; a GPU's is not read."""
+    ids, num_tries = sample
+    if get_array_module(ids) is not np:
+        return
+    check_ids(f"{name}: sampled ids", ids, vocab_size)
+    if not 0 < len(np.unique(ids)) == len(ids) <= num_tries:
+        raise InputError(
+            f"{name}: sampled ids must be different words, at least one and at most one a try; "
+            f"got {len(ids)} ids, {len(np.unique(ids))} different, in {num_tries} tries"
+        )
 
 
 def sampled_softmax_loss(h: Any, W: Any, b: Any, targets: Any, sample: Sample) -> Variable:
@@ -187,4 +201,9 @@ def sampled_softmax_loss(h: Any, W: Any, b: Any, targets: Any, sample: Sample) -
         ShapeError, DtypeError, InputError: sizes that do not fit, targets or samples that are no ids or out
             of range, a sample that holds a word twice.
     """
-    return SampledSoftmaxLoss(sample).apply(h, W, b, as_ids("sampled_softmax_loss: targets", targets))
+    targets = as_ids("sampled_softmax_loss: targets", targets)
+    if use_kernels(as_variable(W).data):
+        from minilstm.sampled_softmax_cuda import DeviceSampledSoftmaxLoss  # which is built on this module
+
+        return DeviceSampledSoftmaxLoss(sample).apply(h, W, b, targets)
+    return SampledSoftmaxLoss(sample).apply(h, W, b, targets)

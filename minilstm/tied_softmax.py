@@ -25,8 +25,10 @@ from autograd import Function, ShapeError, Variable
 from autograd.backend import get_array_module, matmul
 from autograd.functions.embedding import add_rows, as_ids, check_ids
 from autograd.functions.loss import IGNORE
+from autograd.kernels import use_kernels
 from autograd.mode import is_backprop_enabled, no_backprop_mode
 from autograd.parallel import num_threads, run_parts, split_range
+from autograd.variable import as_variable
 
 BLOCK_WORDS = 512
 """Words in a block: wide enough for BLAS to run at its peak, narrow enough for the block to stay in cache."""
@@ -286,7 +288,7 @@ def tied_softmax_loss(h: Any, W: Any, b: Any, targets: Any, block_size: int = BL
         W: (V, E), the embedding matrix.
         b: (V), the decoder's bias.
         targets: (N) integers, each in [0, V), or -1 for a row that is not scored.
-        block_size: words in a block.
+        block_size: words in a block, on a CPU; a GPU takes all words of some rows.
 
     Returns:
         The mean over the scored rows, in nats; 0 if there are none.
@@ -294,7 +296,12 @@ def tied_softmax_loss(h: Any, W: Any, b: Any, targets: Any, block_size: int = BL
     Raises:
         ShapeError, DtypeError, InputError: sizes that do not fit, targets that are no ids or out of range.
     """
-    return TiedSoftmaxLoss(block_size).apply(h, W, b, as_ids("tied_softmax_loss: targets", targets))
+    targets = as_ids("tied_softmax_loss: targets", targets)
+    if use_kernels(as_variable(W).data):
+        from minilstm.tied_softmax_cuda import DeviceTiedSoftmaxLoss  # which is built on this module
+
+        return DeviceTiedSoftmaxLoss().apply(h, W, b, targets)
+    return TiedSoftmaxLoss(block_size).apply(h, W, b, targets)
 
 
 def tied_token_losses(h: Any, W: Any, b: Any, targets: Any, block_size: int = BLOCK_WORDS) -> Any:
@@ -310,11 +317,15 @@ def tied_token_losses(h: Any, W: Any, b: Any, targets: Any, block_size: int = BL
         block_size: words in a block.
 
     Returns:
-        (N) in nats, of h's dtype.
+        (N) in nats, of h's dtype; by kernels in its `accumulation_dtype`.
 
     Raises:
         ShapeError, InputError: sizes that do not fit, targets out of range.
     """
     check_loss_inputs("tied_token_losses", h, W, b, targets, lowest=0)
+    if use_kernels(W):
+        from minilstm.tied_softmax_cuda import device_token_losses
+
+        return device_token_losses(h, W, b, targets)
     with no_backprop_mode():
         return CrossEntropy(h, W, b, targets, block_size).losses
