@@ -8,6 +8,7 @@ ranks with B/N rows each draw those of one rank with B.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,10 @@ class MaskStream:
     def generator(self, place: str) -> np.random.Generator:
         """Random numbers of any kind for this window, the same on every rank."""
         return np.random.Generator(self._philox(place))
+
+    def arrays(self, place: str, draw: Callable[[np.random.Generator], tuple[Any, ...]]) -> tuple[Any, ...]:
+        """What `draw` makes of this window's random numbers, as `generator` gives them."""
+        return draw(self.generator(place))
 
     def _mask(
         self, place: str, step: int, first_row: int, shape: tuple[int, ...], keep_prob: float, dtype: Any

@@ -32,7 +32,7 @@ from minilstm.lstm import F as FORGET
 from minilstm.lstm import lstm
 from minilstm.lstm_cell import FORGET_BIAS, unrolled_layer_norm_lstm, unrolled_lstm
 from minilstm.regularization import activation_regularization, temporal_activation_regularization
-from minilstm.sampled_softmax import LogUniformSampler, sampled_softmax_loss
+from minilstm.sampled_softmax import LogUniformSampler, Sample, sampled_softmax_loss
 from minilstm.tied_softmax import tied_softmax_loss, tied_token_losses
 
 State = list[tuple[Any, Any]]
@@ -278,8 +278,7 @@ class LanguageModel:
     def _outputs_and_loss(
         self, inputs: Any, targets: Any, state: State | None, masks: MaskStream | None
     ) -> tuple[Outputs, Variable]:
-        inputs = self._here("embedding: ids", inputs)
-        targets = self._here("targets", targets, lowest=IGNORE)
+        inputs, targets = self.ids_here(inputs, targets)
         if targets.shape != inputs.shape:
             raise ShapeError(
                 f"model: targets must be (T, B) = {inputs.shape} as inputs are; got {targets.shape}"
@@ -328,10 +327,14 @@ class LanguageModel:
             band_W, band_b = self.bands
             return adaptive_softmax_loss(h, W, b, band_W, band_b, targets, config.adaptive_bands)
         if config.softmax == "sampled" and masks is not None:
-            generator = masks.generator("sampled_softmax")
-            sample = LogUniformSampler(config.vocab_size).sample(config.num_samples, generator)
-            return sampled_softmax_loss(h, W, b, targets, sample)
+            sampler = LogUniformSampler(config.vocab_size)
+            draw = functools.partial(sampler.sample, config.num_samples)
+            return sampled_softmax_loss(h, W, b, targets, Sample(*masks.arrays("sampled_softmax", draw)))
         return tied_softmax_loss(h, W, b, targets)
+
+    def ids_here(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
+        """Ids of words and of targets as arrays where the weights are; checked if they have to go there."""
+        return self._here("embedding: ids", inputs), self._here("targets", targets, lowest=IGNORE)
 
     def _here(self, name: str, ids: Any, lowest: int = 0) -> Any:
         """Ids as an array where the weights are; on their way to a GPU they are checked, not there."""

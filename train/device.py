@@ -5,6 +5,7 @@ CuPy comes in as a module handed over by `autograd.backend`; what is asked of it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -41,6 +42,11 @@ class Host:
         """An array of the model's on the host."""
         return array
 
+    def begin_read(self, *arrays: Any) -> Callable[[], list[np.ndarray]]:
+        """Take copies of arrays as they are at this point of the queue; the function waits for them."""
+        copies = [np.array(array).reshape(-1) for array in arrays]
+        return lambda: copies
+
     def synchronize(self) -> None:
         """Wait until all that was queued is done."""
 
@@ -76,6 +82,20 @@ class Gpu(Host):
 
     def to_host(self, array: Any) -> np.ndarray:
         return to_host(array)
+
+    def begin_read(self, *arrays: Any) -> Callable[[], list[np.ndarray]]:
+        copies = []
+        for array in arrays:
+            host = np.frombuffer(self.pinned(array.nbytes), array.dtype, array.size)
+            array.reshape(-1).get(out=host, stream=self.stream, blocking=False)
+            copies.append(host)
+        event = self.stream.record()
+
+        def wait() -> list[np.ndarray]:
+            event.synchronize()
+            return copies
+
+        return wait
 
     def new_stream(self) -> Any:
         """A second stream, for copies and messages beside the computation."""

@@ -1,0 +1,179 @@
+"""THE step on a GPU: what `train/step.py` does, queued without the host ever waiting for a number.
+
+Learning rate, loss scale, norm, whether the gradients are finite, and how many updates there were lie in
+device memory; the kernels read them there. Loss and norm are read one step late, when they have long arrived.
+Forward and backward of a window are one CUDA graph a length of window, if graphs are on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from autograd import Variable
+from autograd.profile import span
+from minilstm import MaskStream, detach
+from minilstm.language_model import LanguageModel, State
+from train.communicator import Communicator
+from train.cuda_graph import GraphedFunction
+from train.optimizers import Optimizer, add_scaled
+from train.static_masks import DeviceMasks, StaticMasks, why_not_static
+from train.step import StepResult
+from train.update_kernels import NAMES
+
+
+class PendingStep:
+    """A step that was queued: its state is there to go on with, its numbers come later.
+
+    Attributes:
+        state: of the windows' end, on the device.
+    """
+
+    def __init__(self, state: State, read: Callable[[], StepResult]) -> None:
+        self.state, self._read = state, read
+
+    def read(self) -> StepResult:
+        """The numbers, once they are there; every rank calls it, in the order of the steps."""
+        return self._read()
+
+
+class DeviceStep:
+    """One update of a model on a GPU from one window of text on every rank; arguments as for `TrainingStep`.
+
+    Args:
+        device: where the model lives (train.device).
+        graphs: capture forward and backward.
+        tell: hears one line if they cannot be captured.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: Optimizer,
+        communicator: Communicator,
+        device: Any,
+        clip_norm: float = 0.0,
+        accumulate: int = 1,
+        l2_tied: float = 0.0,
+        graphs: bool = True,
+        tell: Callable[[str], None] = print,
+    ) -> None:
+        self.model, self.optimizer, self.communicator, self.device = model, optimizer, communicator, device
+        self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
+        self._ranges: dict[Variable, range] = dict(model.parameter_ranges())
+        self._graphed: GraphedFunction | None = None
+        self._masks = StaticMasks(device)
+        if graphs:
+            if reason := self._why_no_graphs():
+                tell(f"no CUDA graphs: {reason}; each kernel is launched by itself")
+            else:
+                self._graphed = GraphedFunction(self._window, device, tell)
+
+    def _why_no_graphs(self) -> str:
+        if not self.device.is_gpu:
+            return "there is no GPU"
+        return "accumulate is more than 1" if self.accumulate > 1 else why_not_static(self.model.config)
+
+    @np.errstate(all="ignore")
+    def __call__(
+        self,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        state: State | None,
+        masks: MaskStream,
+        learning_rate: float,
+    ) -> PendingStep:
+        """inputs, targets: int (T, rows of this rank), on the host. Every rank updates alike, or none does."""
+        ids = self.model.ids_here(inputs, targets)
+        state = self.model.initial_state(inputs.shape[1]) if state is None else state
+        mean = self.communicator.begin_mean(self.model.gradient_buffer)
+        if self._graphed is None:
+            loss, new_state = self._in_groups(*ids, state, DeviceMasks(masks, self.device), mean)
+        else:
+            loss, new_state = self._as_graph(*ids, state, masks)
+        gradients = self.model.flat_gradients
+        with span("allreduce"):
+            mean.finish()
+        with span("update"):
+            self._update(gradients, learning_rate, loss)
+        return PendingStep(new_state, self._reader(loss, new_state))
+
+    def _in_groups(
+        self, inputs: Any, targets: Any, state: State, masks: MaskStream, mean: Any
+    ) -> tuple[Any, State]:
+        """Mean loss of this rank's rows (an array) and their new state, group by group of rows."""
+        size = inputs.shape[1] // self.accumulate
+        self.model.zero_grads()
+        losses, states = [], []
+        for first in range(0, inputs.shape[1], size):
+            rows = slice(first, first + size)
+            part = [(h[rows], c[rows]) for h, c in state]
+            is_last = first + size == inputs.shape[1]
+            loss, new_state = self._backward(
+                inputs[:, rows], targets[:, rows], part, masks.for_rows_from(first), mean if is_last else None
+            )
+            losses.append(loss)
+            states.append(new_state)
+        xp = self.device.xp
+        joined = [
+            (xp.concatenate([h for h, _ in groups]), xp.concatenate([c for _, c in groups]))
+            for groups in zip(*states, strict=True)
+        ]
+        return sum(losses[1:], losses[0]) / len(losses), joined if len(states) > 1 else states[0]
+
+    def _backward(
+        self, inputs: Any, targets: Any, state: State, masks: MaskStream, mean: Any
+    ) -> tuple[Any, State]:
+        """One group of rows forward and backward; its share of the gradient is left in the model."""
+        objective, loss, new_state = self.model.objective(inputs, targets, state, masks)
+        if self.accumulate > 1:
+            objective = objective * (1 / self.accumulate)
+        objective.backward(on_complete=self._teller(mean) if mean else None)
+        return loss.data, detach(new_state)
+
+    def _teller(self, mean: Any) -> Callable[[Variable], None]:
+        return lambda parameter: mean.completed(self._ranges[parameter])
+
+    def _as_graph(
+        self, inputs: Any, targets: Any, state: State, masks: MaskStream
+    ) -> tuple[Any, State]:
+        """The same for all rows at once, by a graph of this length of window."""
+        flat_state = [part for pair in state for part in pair]
+        assert self._graphed is not None
+        self._masks.go_to(masks, inputs.shape)
+        outputs = self._graphed(inputs.shape, inputs, targets, *flat_state)
+        for parameter in self._ranges:  # the graph has written all gradients; Python has not seen it
+            parameter.grad_target()
+        loss, *parts = outputs
+        return loss.copy(), list(zip(parts[::2], parts[1::2], strict=True))
+
+    def _window(self, inputs: Any, targets: Any, *flat_state: Any) -> tuple[Any, ...]:
+        """What is captured: from ids and state to loss, new state, and gradients in their buffer."""
+        state = list(zip(flat_state[::2], flat_state[1::2], strict=True))
+        self.model.zero_grads()
+        loss, new_state = self._backward(inputs, targets, state, self._masks, None)
+        _ = self.model.flat_gradients  # those that nothing reached become zero inside the graph too
+        return (loss, *(part for pair in new_state for part in pair))
+
+    def _update(self, gradients: Any, learning_rate: float, loss: Any) -> None:
+        if self.l2_tied:
+            W = self.model.decoder_weight
+            add_scaled(W.grad.reshape(-1), W.data.reshape(-1), self.l2_tied)
+        controls = self.optimizer.controls
+        controls.set(learning_rate=learning_rate, unscale=1.0, max_norm=self.clip_norm)
+        # Ranks must decide alike: a loss is this rank's own, the averaged gradient that of all.
+        controls.measure(gradients, loss if self.communicator.size == 1 else None)
+        self.optimizer.update_by_kernels(gradients)
+
+    def _reader(self, loss: Any, state: State) -> Callable[[], StepResult]:
+        """What reads this step's numbers from copies of its own: the next step writes over the others."""
+        numbers = self.device.begin_read(self.optimizer.controls.values, loss)
+
+        def read() -> StepResult:
+            controls, (own_loss,) = numbers()
+            mean_loss = self.communicator.allreduce_sum([own_loss])[0] / self.communicator.size
+            return StepResult(float(mean_loss), float(controls[NAMES.index("norm")]), state)
+
+        return read
