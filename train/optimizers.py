@@ -270,8 +270,10 @@ class NTASGD(SGD):
         for_each_piece(parameters.size, self.threads, work, (parameters.dtype,))
 
     def update_by_kernels(self, gradients, copy=None):
-        mean = {"average": self.average, "trigger": self.trigger}
-        sgd_update(self.controls, gradients, self.parameters, None, 0.0, self.weight_decay, **mean, copy=copy)
+        p, average = self.parameters, self.average
+        sgd_update(
+            self.controls, gradients, p, None, 0.0, self.weight_decay, average, self.trigger, copy=copy
+        )  # fmt: skip
 
     def _piece_updater(self, gradients, rate, scale):
         descend = super()._piece_updater(gradients, rate, scale)
