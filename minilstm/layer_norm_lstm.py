@@ -14,7 +14,10 @@ import numpy as np
 
 from autograd import Function, Variable
 from autograd.backend import get_array_module
+from autograd.kernels import use_kernels
 from autograd.parallel import matmul_rows
+from autograd.variable import as_variable
+from minilstm.layer_norm_lstm_cuda import KernelLayerNormLSTM
 from minilstm.lstm import F, O, checked_sizes, local_derivatives, run_backward, run_forward, sigmoid_from_tanh
 from minilstm.lstm_cell import FORGET_BIAS, epsilon_for
 from minilstm.lstm_kernels import RecurrentProduct, batch_parts
@@ -188,6 +191,7 @@ def layer_norm_lstm(
     Raises:
         ShapeError: sizes that do not fit. DtypeError: arrays of different precision.
     """
-    return LayerNormLSTM(candidate_mask, epsilon).apply(
-        x, h0, c0, W_ih, W_hh, gate_gain, gate_shift, cell_gain, cell_shift
-    )
+    function: Function = LayerNormLSTM(candidate_mask, epsilon)
+    if use_kernels(as_variable(x).data):
+        function = KernelLayerNormLSTM(candidate_mask, epsilon)
+    return function.apply(x, h0, c0, W_ih, W_hh, gate_gain, gate_shift, cell_gain, cell_shift)

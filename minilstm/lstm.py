@@ -19,7 +19,9 @@ import numpy as np
 from autograd import DtypeError, Function, ShapeError, Variable
 from autograd.backend import get_array_module
 from autograd.functions.linear import column_sums, matmul_into
+from autograd.kernels import use_kernels
 from autograd.parallel import matmul_rows, num_threads, run_parts, split_range
+from autograd.variable import as_variable
 from minilstm.lstm_kernels import RecurrentProduct, batch_parts, cut, run_beside
 
 GATES = ("i", "f", "g", "o")
@@ -254,4 +256,8 @@ def lstm(
     Raises:
         ShapeError: sizes that do not fit. DtypeError: arrays of different precision.
     """
+    if use_kernels(as_variable(x).data):
+        from minilstm.lstm_cuda import KernelLSTM  # made from parts of this module
+
+        return KernelLSTM(candidate_mask).apply(x, h0, c0, W_ih, W_hh, b)
     return LSTM(candidate_mask).apply(x, h0, c0, W_ih, W_hh, b)

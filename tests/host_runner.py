@@ -14,8 +14,9 @@ from autograd.kernels import STORAGE
 HEADER = Path(__file__).resolve().parent / "cuda_host" / "cuda_host.h"
 SCHEDULES = ("first thread first", "last thread first", "threads in any order")
 GUARD = 4096
-"""Bytes of not-a-number before and after every array: what a kernel writes there is found."""
-CANARY = 0xFF
+"""Bytes before and after every array: what a kernel writes there is found."""
+SIGNALING_NAN = {1: 0, 2: 0xFD00, 4: 0xFFA0_0000, 8: 0xFFF4_0000_0000_0000}
+"""By size: what is calculated from one is a not-a-number too, but a quiet one with other bits."""
 
 
 class KernelError(AssertionError):
@@ -89,7 +90,7 @@ def compile_for_host(code, storage, path):
     partial = path.with_suffix(f".{os.getpid()}.part")
     source.write_text(code)
     T, real = STORAGE[storage]
-    flags = ["-std=c++17", "-O1", "-g0", "-ffp-contract=off", "-shared", "-fPIC", "-w"]
+    flags = ["-std=c++17", "-O1", "-g0", "-ffp-contract=off", "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE"]
     command = ["g++", *flags, f"-DSTORAGE={T}", f"-DREAL={real}", "-o", str(partial), str(source)]
     made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode:
@@ -112,16 +113,24 @@ class GuardedCopy:
     def __init__(self, array):
         start = GUARD // array.itemsize
         whole = np.empty(array.size + 2 * start, array.dtype)
-        whole.view(np.uint8)[...] = CANARY
-        self.whole, self.values = whole, whole[start : start + array.size]
+        self.bits = whole.view(f"u{array.itemsize}")
+        self.guards = slice(0, start), slice(start + array.size, None)
+        for guard in self.guards:
+            self.bits[guard] = guard_bits(array.itemsize)
+        self.values = whole[start : start + array.size]
         self.values[...] = array.reshape(-1)
 
     def guards_are_whole(self):
-        raw = self.whole.view(np.uint8)
-        return bool((raw[:GUARD] == CANARY).all() and (raw[len(raw) - GUARD :] == CANARY).all())
+        return all((self.bits[guard] == guard_bits(self.bits.itemsize)).all() for guard in self.guards)
 
     def bytes(self):
         return self.values.tobytes()
+
+
+def guard_bits(itemsize):
+    """A guard's elements, each with bits of its own, as unsigned integers."""
+    count = np.arange(GUARD // itemsize, dtype=np.uint64) % np.uint64(251)
+    return (np.uint64(SIGNALING_NAN[itemsize]) + count).astype(f"u{itemsize}")
 
 
 def address(array):

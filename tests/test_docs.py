@@ -13,11 +13,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DERIVATION = ROOT / "docs" / "lstm_backward.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+CUDA_SOURCES = sorted(ROOT.glob("*/cuda/*.cu*"))
 SOURCES = sorted(path for package in ("autograd", "minilstm") for path in (ROOT / package).rglob("*.py"))
 
 REFERENCE = re.compile(r"(?<!\w)\((\d{1,2})\)(?: to \((\d{1,2})\))?")
 TAG = re.compile(r"\\tag\{(\d+)\}")
-TABLE_ROW = re.compile(r"^\| (\(\d.*?) \| \[([\w/.]+\.py)\]", re.MULTILINE)
+TABLE_ROW = re.compile(r"^\| (\(\d.*?) \| \[([\w/.]+\.(?:py|cu))\]", re.MULTILINE)
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -66,9 +67,10 @@ def faults_of_document(document):
 def faults_of_source(file, source, document):
     """What does not fit between a source file and the derivation, a line each."""
     expected = numbers_by_file(document).get(file, set())
-    in_comments = references(comments(source))
+    is_python = file.endswith(".py")
+    in_comments = references(comments(source) if is_python else "\n".join(re.findall("//.*", source)))
     yield from (f"no comment in {file} names ({number})" for number in sorted(expected - in_comments))
-    unknown = (in_comments | references(docstrings(source))) - expected
+    unknown = (in_comments | references(docstrings(source) if is_python else "")) - expected
     yield from (f"{file} names ({number}), but the table does not" for number in sorted(unknown))
 
 
@@ -78,7 +80,7 @@ def test_the_equations_are_numbered_and_placed():
     assert [file for file in numbers_by_file(document) if not (ROOT / file).is_file()] == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
+@pytest.mark.parametrize("path", SOURCES + CUDA_SOURCES, ids=relative)
 def test_equations_and_code_are_partners(path):
     document = DERIVATION.read_text(encoding="utf-8")
     assert list(faults_of_source(relative(path), path.read_text(encoding="utf-8"), document)) == []

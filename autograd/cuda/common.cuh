@@ -44,15 +44,23 @@ DEVICE real warp_max(real value) {
 }
 
 // The same over a block of whole warps, at most 32 of them; every thread must call it, and receives it. The
-// order of the sums is that of the threads: the same bits at every run.
-DEVICE real block_sum(real value) {
-    __shared__ real of_warps[WARP];
+// order of the sums is that of the threads: the same bits at every run. N sums are taken side by side, in place.
+template <int N>
+DEVICE void block_sums(real (&values)[N]) {
+    __shared__ real of_warps[N][WARP];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    value = warp_sum(value);
+    for (int n = 0; n < N; n++) values[n] = warp_sum(values[n]);
     __syncthreads();  // the sums of the call before have been read
-    if (lane == 0) of_warps[warp] = value;
+    if (lane == 0)
+        for (int n = 0; n < N; n++) of_warps[n][warp] = values[n];
     __syncthreads();
-    return warp_sum(lane < warps ? of_warps[lane] : real(0));
+    for (int n = 0; n < N; n++) values[n] = warp_sum(lane < warps ? of_warps[n][lane] : real(0));
+}
+
+DEVICE real block_sum(real value) {
+    real values[1] = {value};
+    block_sums(values);
+    return values[0];
 }
 
 DEVICE real block_max(real value) {

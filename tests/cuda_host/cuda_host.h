@@ -8,6 +8,7 @@
 // barriers, or for one that has ended, are an error, which on a GPU would be a hang or nonsense.
 // Not here: tensor cores, atomics, races between blocks that run at once, speed.
 #pragma once
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,8 +41,8 @@ const size_t STACK = 1 << 16;
 enum State { READY, AT_BLOCK, AT_WARP, HAVING_READ, DONE };
 
 struct Fiber {
-    ucontext_t context;
-    void* stack;
+    void* stack;         // made when the fiber first runs, as one that lives for ever
+    jmp_buf where;       // in its code it goes on; switching so costs no call of the system, unlike swapcontext
     dim3 thread;
     State state;
     const char* place;   // of the barrier at which it waits
@@ -52,16 +53,22 @@ struct Fiber {
 static Fiber fibers[MAX_THREADS];
 static int num_threads, current;
 static char dynamic_shared[MAX_SHARED] __attribute__((aligned(16)));
-static ucontext_t scheduler;
+static jmp_buf scheduler;
+static int waiting;  // threads at a barrier of the block
+static int cursor;   // before it, in the order of the schedule, no fiber is ready
 static char error[1000];
 static void (*body)();
 
-static void yield() { swapcontext(&fibers[current].context, &scheduler); }
+static void yield() {
+    if (!_setjmp(fibers[current].where)) _longjmp(scheduler, 1);
+}
 
 static void release_block() {
+    if (++waiting < num_threads) return;
     for (int k = 0; k < num_threads; k++)
-        if (fibers[k].state != AT_BLOCK || fibers[k].place != fibers[current].place) return;
+        if (fibers[k].place != fibers[current].place) return;
     for (int k = 0; k < num_threads; k++) fibers[k].state = READY;
+    waiting = cursor = 0;
 }
 
 static void release_warp() {
@@ -74,6 +81,7 @@ static void release_warp() {
     }
     for (int k = first; k < last; k++)
         if (own.mask >> (k - first) & 1) fibers[k].state = READY;
+    cursor = 0;
 }
 
 static void wait(State where, const char* place, unsigned mask = ~0u) {
@@ -119,18 +127,35 @@ static unsigned random(unsigned below) {
 }
 
 static void entry() {
-    body();
-    fibers[current].state = DONE;
-    yield();
+    for (;;) {
+        body();
+        fibers[current].state = DONE;
+        yield();
+    }
 }
 
-static int next_ready(int schedule) {
-    int n = num_threads, start = schedule == 2 ? int(random(n)) : 0;
-    for (int k = 0; k < n; k++) {
-        int index = schedule == 1 ? n - 1 - k : (start + k) % n;
-        if (fibers[index].state == READY) return index;
+static void start(Fiber& f) {
+    ucontext_t context;
+    getcontext(&context);
+    f.stack = malloc(STACK);
+    context.uc_stack.ss_sp = f.stack, context.uc_stack.ss_size = STACK;
+    makecontext(&context, entry, 0);
+    setcontext(&context);
+}
+
+__attribute__((noinline)) static void resume(Fiber& f) {
+    threadIdx = f.thread;
+    if (_setjmp(scheduler)) return;
+    f.stack ? _longjmp(f.where, 1) : start(f);
+}
+
+static bool find_ready(int schedule) {
+    int begin = schedule == 2 ? int(random(num_threads)) : cursor;
+    for (int k = begin; k < begin + num_threads; k++) {
+        current = schedule == 1 ? num_threads - 1 - k % num_threads : k % num_threads;
+        if (fibers[current].state == READY) return cursor = k % num_threads, true;
     }
-    return -1;
+    return false;
 }
 
 static void describe_stuck() {
@@ -148,22 +173,19 @@ static bool run_block(int schedule, size_t shared_bytes) {
     if (&__start_shared_memory[0]) memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
     memset(dynamic_shared, 0xff, shared_bytes);
     for (int k = 0; k < num_threads; k++) {
-        Fiber& f = fibers[k];
-        if (!f.stack) f.stack = malloc(STACK);
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = f.stack, f.context.uc_stack.ss_size = STACK;
-        f.context.uc_link = nullptr;
-        f.thread = {unsigned(k % blockDim.x), unsigned(k / blockDim.x % blockDim.y), unsigned(k / blockDim.x / blockDim.y)};
-        f.state = READY;
-        makecontext(&f.context, entry, 0);
+        unsigned n = unsigned(k);
+        fibers[k].thread = {n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y};
+        fibers[k].state = READY;
     }
-    while ((current = next_ready(schedule)) >= 0) {
-        threadIdx = fibers[current].thread;
-        swapcontext(&scheduler, &fibers[current].context);
+    waiting = cursor = 0;
+    while (find_ready(schedule)) resume(fibers[current]);
+    bool whole = true;
+    for (int k = 0; k < num_threads; k++) whole = whole && fibers[k].state == DONE;
+    if (!whole) {
+        describe_stuck();
+        for (auto& f : fibers) f.stack = nullptr;  // those in the middle of something are given up
     }
-    for (int k = 0; k < num_threads; k++)
-        if (fibers[k].state != DONE) return describe_stuck(), false;
-    return true;
+    return whole;
 }
 
 static unsigned coprime(unsigned n) {  // a step that meets every block once, in another order
