@@ -23,11 +23,15 @@ class CUDARuntimeError(RuntimeError):
 
 def _refuse_host_arrays(values):
     for value in values:
+        if isinstance(value, (list, tuple)):
+            _refuse_host_arrays(value)
         if type(value) is np.ndarray:
             raise TypeError(f"Unsupported type {type(value)}: an array of the host met one of the GPU")
 
 
 def _plain(value):
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
     return np.asarray(value) if isinstance(value, ndarray) else value
 
 
@@ -54,7 +58,7 @@ class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
 
     def __array_function__(self, function, types, args, kwargs):
         _refuse_host_arrays((*args, *kwargs.values()))
-        return _on_device(super().__array_function__(function, types, args, kwargs))
+        return _on_device(function(*_plain(args), **{name: _plain(value) for name, value in kwargs.items()}))
 
     def __setitem__(self, index, value):
         _refuse_host_arrays((value,))
@@ -119,7 +123,7 @@ class FakeCupy(types.ModuleType):
         self.host_runner = host_runner  # carries out the kernels of RawModule
         self.devices, self.capability, self.used_device = devices, capability, 0
         self.uuids = uuids or [bytes([device]) * 16 for device in range(devices)]
-        self.pools, self.streams, self.log = [], [], []
+        self.pools, self.streams, self.history = [], [], []
         self.capturing = None
         self.refuses_to_capture = None  # what launches raise inside a capture
         self.cuda = types.SimpleNamespace(
@@ -185,7 +189,7 @@ class FakeCupy(types.ModuleType):
 
     @contextmanager
     def _using_allocator(self, allocator):
-        self.log.append("private pool" if any(allocator is pool.malloc for pool in self.pools) else "pool?")
+        self.history.append("private pool" if any(allocator is pool.malloc for pool in self.pools) else "pool?")
         yield
 
     def launch(self, operation):
@@ -214,11 +218,11 @@ def stream_class(cupy):
             cupy.streams.pop()
 
         def begin_capture(self, mode=None):
-            cupy.log.append("begin_capture")
+            cupy.history.append("begin_capture")
             cupy.capturing = Graph()
 
         def end_capture(self):
-            cupy.log.append("end_capture")
+            cupy.history.append("end_capture")
             graph, cupy.capturing = cupy.capturing, None
             return graph
 
@@ -226,10 +230,10 @@ def stream_class(cupy):
             return cupy.capturing is not None
 
         def synchronize(self):
-            cupy.log.append("synchronize")
+            cupy.history.append("synchronize")
 
         def wait_event(self, event):
-            cupy.log.append("wait_event")
+            cupy.history.append("wait_event")
 
         def record(self, event=None):
             return Event()
@@ -250,6 +254,6 @@ def device_class(cupy):
             return cupy.capability
 
         def synchronize(self):
-            cupy.log.append("synchronize")
+            cupy.history.append("synchronize")
 
     return Device

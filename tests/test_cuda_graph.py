@@ -45,7 +45,7 @@ def test_eager_first_captured_second_launched_ever_after(work):
     np.testing.assert_array_equal(results, [[(step + 1.0) ** 2] * 3 for step in range(5)])
     np.testing.assert_array_equal(work.total, [15, 15, 15])  # the capture itself ran nothing
     assert work.runs == 2
-    assert [line for line in work.cupy.log if "capture" in line] == ["begin_capture", "end_capture"]
+    assert [line for line in work.cupy.history if "capture" in line] == ["begin_capture", "end_capture"]
     assert work.told == []
 
 
@@ -70,7 +70,7 @@ def test_inputs_are_copied_into_buffers_that_stay(work):
 def test_both_runs_take_their_memory_from_one_private_pool(work):
     for _ in range(3):
         work.call(0, np.ones(3))
-    assert work.cupy.log.count("private pool") == 2
+    assert work.cupy.history.count("private pool") == 2
     assert len(work.cupy.pools) == 1
 
 

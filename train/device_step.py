@@ -18,8 +18,8 @@ from minilstm import MaskStream, detach
 from minilstm.language_model import LanguageModel, State
 from train.communicator import Communicator
 from train.cuda_graph import GraphedFunction
+from train.graph_masks import GraphMasks, why_no_graph
 from train.optimizers import Optimizer, add_scaled
-from train.static_masks import DeviceMasks, StaticMasks, why_not_static
 from train.step import StepResult
 from train.update_kernels import NAMES
 
@@ -64,7 +64,7 @@ class DeviceStep:
         self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
         self._ranges: dict[Variable, range] = dict(model.parameter_ranges())
         self._graphed: GraphedFunction | None = None
-        self._masks = StaticMasks(device)
+        self._masks = GraphMasks(device)
         if graphs:
             if reason := self._why_no_graphs():
                 tell(f"no CUDA graphs: {reason}; each kernel is launched by itself")
@@ -74,7 +74,7 @@ class DeviceStep:
     def _why_no_graphs(self) -> str:
         if not self.device.is_gpu:
             return "there is no GPU"
-        return "accumulate is more than 1" if self.accumulate > 1 else why_not_static(self.model.config)
+        return "accumulate is more than 1" if self.accumulate > 1 else why_no_graph(self.model.config)
 
     @np.errstate(all="ignore")
     def __call__(
@@ -90,7 +90,7 @@ class DeviceStep:
         state = self.model.initial_state(inputs.shape[1]) if state is None else state
         mean = self.communicator.begin_mean(self.model.gradient_buffer)
         if self._graphed is None:
-            loss, new_state = self._in_groups(*ids, state, DeviceMasks(masks, self.device), mean)
+            loss, new_state = self._in_groups(*ids, state, masks, mean)
         else:
             loss, new_state = self._as_graph(*ids, state, masks)
         gradients = self.model.flat_gradients
@@ -142,8 +142,9 @@ class DeviceStep:
         """The same for all rows at once, by a graph of this length of window."""
         flat_state = [part for pair in state for part in pair]
         assert self._graphed is not None
-        self._masks.go_to(masks, inputs.shape)
-        outputs = self._graphed(inputs.shape, inputs, targets, *flat_state)
+        key = (inputs.shape, masks.seed, masks.first_row)
+        self._masks.go_to(masks, key)
+        outputs = self._graphed(key, inputs, targets, *flat_state)
         for parameter in self._ranges:  # the graph has written all gradients; Python has not seen it
             parameter.grad_target()
         loss, *parts = outputs

@@ -27,6 +27,10 @@ class StepResult(NamedTuple):
     grad_norm: float
     state: State
 
+    def read(self) -> StepResult:
+        """The numbers themselves; a GPU's come later (train/device_step.py)."""
+        return self
+
     @property
     def is_finite(self) -> bool:
         """False if the step was not made because its gradient is not a number."""

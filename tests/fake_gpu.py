@@ -1,0 +1,24 @@
+"""A GPU made of NumPy: arrays that refuse the host's, kernels by the shim, products by a cuBLAS of the tests."""
+
+import sys
+from contextlib import contextmanager
+
+import pytest
+from fake_cublas import FakeCublas
+from fake_cupy import FakeCupy
+
+from autograd import backend
+from autograd.cublas import with_signatures
+from train.device import Gpu
+
+
+@contextmanager
+def fake_gpu(host_runner, **machine):
+    """Context in which device cuda is there; gives `train.device.Gpu`."""
+    cupy, cublas = FakeCupy(host_runner=host_runner, **machine), FakeCublas()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", cupy)
+        patch.setattr(backend, "load_library", lambda major: with_signatures(cublas.library))
+        backend._cublas.cache_clear()
+        yield Gpu(cupy, 0)
+        backend._cublas.cache_clear()

@@ -1,0 +1,72 @@
+"""A whole training step through the path of a GPU, on the host, against the plain step."""
+
+import numpy as np
+import pytest
+from fake_gpu import fake_gpu
+
+from minilstm import LanguageModel, MaskStream, ModelConfig
+from train.communicator import SingleProcess
+from train.device_step import DeviceStep
+from train.optimizers import SGD, Adam
+from train.step import TrainingStep
+
+SIZES = {"vocab_size": 30, "embedding_size": 6, "hidden_size": 8, "num_layers": 2}
+MODELS = {
+    "plain": {},
+    "layer norm": {"layer_norm": True},
+    "sampled": {"softmax": "sampled", "num_samples": 9},
+}
+TEXT = np.random.default_rng(4).integers(0, 30, (16, 4))
+
+
+@pytest.fixture
+def gpu(host_runner):
+    with fake_gpu(host_runner) as device:
+        yield device
+
+
+def make(knobs, optimizer, device=None, dtype=np.float64, **options):
+    model = LanguageModel(ModelConfig(**SIZES, **knobs), seed=1, dtype=dtype)
+    model.flat_parameters *= 3
+    if device is None:
+        return model, TrainingStep(model, optimizer(model.flat_parameters), SingleProcess(), 0.5, **options)
+    model.move_to(device.xp)
+    made = DeviceStep(model, optimizer(model.flat_parameters), SingleProcess(), device, 0.5, **options)
+    return model, made
+
+
+def run(model, step, windows=3):
+    """Losses, norms and weights of some steps; each is read when the next one has been queued."""
+    results, state, before = [], None, None
+    for window in range(windows):
+        inputs, targets = TEXT[5 * window : 5 * window + 5], TEXT[5 * window + 1 : 5 * window + 6]
+        pending = step(inputs, targets, state, MaskStream(9, window, 4), 0.05)
+        state = pending.state
+        if before is not None:
+            results.append(before.read())
+        before = pending
+    results.append(before.read())
+    return [(r.loss, r.grad_norm) for r in results], model.flat_parameters, state
+
+
+def assert_equal_runs(gpu, got, expected, rtol):
+    """`got` on the GPU."""
+    (numbers, weights, state), (device_numbers, device_weights, device_state) = expected, got
+    np.testing.assert_allclose(device_numbers, numbers, rtol=rtol)
+    np.testing.assert_allclose(gpu.to_host(device_weights), weights, rtol=rtol, atol=rtol)
+    for pair, device_pair in zip(state, device_state, strict=True):
+        for part, device_part in zip(pair, device_pair, strict=True):
+            np.testing.assert_allclose(gpu.to_host(device_part), part, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("knobs", MODELS)
+def test_the_step_on_a_gpu_is_the_plain_one(gpu, knobs):
+    optimizer, more = (SGD, {"l2_tied": 0.1, "accumulate": 2}) if knobs == "layer norm" else (Adam, {})
+    expected = run(*make(MODELS[knobs], optimizer, **more))
+    got = run(*make(MODELS[knobs], optimizer, gpu, graphs=False, **more))
+    assert_equal_runs(gpu, got, expected, rtol=1e-9)
+
+
+def test_in_float32_to_its_rounding(gpu):
+    expected = run(*make({}, SGD, dtype=np.float32))
+    assert_equal_runs(gpu, run(*make({}, SGD, gpu, np.float32, graphs=False)), expected, rtol=2e-5)
