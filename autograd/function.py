@@ -32,6 +32,7 @@ class Function:
     _saved: tuple[Any, ...] | None = None
     saved_is_needed_again = False  # set by a backward pass that retains the graph
     applied_within = ""  # the span of a profile around its forward
+    needs_kernels = False  # True for those that CUDA kernels compute; tests hold them equal to their twins
     changes_dtype = False  # True for the few whose result has another precision by intention
 
     def forward(self, *arrays: Any) -> Any:

@@ -11,10 +11,18 @@ from train.optimizers import SGD, Adam
 from train.step import TrainingStep
 
 SIZES = {"vocab_size": 30, "embedding_size": 6, "hidden_size": 8, "num_layers": 2}
+DROPOUTS = {
+    "encoder_emb_keep_prob": 0.7,
+    "input_weight_keep_prob": 0.8,
+    "recurrent_weight_keep_prob": 0.6,
+    "recurrent_keep_prob": 0.8,
+    "encoder_dp_output_keep_prob": 0.8,
+    "encoder_last_output_keep_prob": 0.6,
+}
 MODELS = {
     "plain": {},
-    "layer norm": {"layer_norm": True},
-    "sampled": {"softmax": "sampled", "num_samples": 9},
+    "layer norm": {"layer_norm": True, **DROPOUTS, "activation_dropout": "per_step"},
+    "sampled": {"softmax": "sampled", "num_samples": 9, **DROPOUTS, "encoder_emb_dropout": "elements"},
 }
 TEXT = np.random.default_rng(4).integers(0, 30, (16, 4))
 
