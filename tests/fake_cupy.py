@@ -21,6 +21,15 @@ class CUDARuntimeError(RuntimeError):
         super().__init__(text)
 
 
+WAITS_ARE_ERRORS = False
+"""Set while a capture runs that carries out what it captures: looking at a number would end a real one."""
+
+
+def _refuse_to_wait(what):
+    if WAITS_ARE_ERRORS:
+        raise CUDARuntimeError(906, f"cudaErrorStreamCaptureImplicit: {what} waits for the GPU")
+
+
 def _refuse_host_arrays(values):
     for value in values:
         if isinstance(value, (list, tuple)):
@@ -50,7 +59,7 @@ class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
         """As NumPy's, but for a host's array among the inputs, which CuPy refuses."""
         _refuse_host_arrays((*inputs, *out, *options.values()))
         plain = [_plain(value) for value in inputs]
-        options = {name: _plain(value) for name, value in options.items()}
+        options = _plain_options(options)
         if out:
             options["out"] = tuple(_plain(value) for value in out)
         result = getattr(ufunc, method)(*plain, **options)
@@ -58,7 +67,7 @@ class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
 
     def __array_function__(self, function, types, args, kwargs):
         _refuse_host_arrays((*args, *kwargs.values()))
-        return _on_device(function(*_plain(args), **{name: _plain(value) for name, value in kwargs.items()}))
+        return _on_device(function(*_plain(args), **_plain_options(kwargs)))
 
     def __setitem__(self, index, value):
         _refuse_host_arrays((value,))
@@ -71,7 +80,28 @@ class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
     def data(self):
         return types.SimpleNamespace(ptr=self.ctypes.data)
 
+    def item(self, *index):
+        _refuse_to_wait("item")
+        return super().item(*index)
+
+    def tolist(self):
+        _refuse_to_wait("tolist")
+        return super().tolist()
+
+    def __bool__(self):
+        _refuse_to_wait("bool")
+        return bool(_plain(self))
+
+    def __int__(self):
+        _refuse_to_wait("int")
+        return int(_plain(self))
+
+    def __float__(self):
+        _refuse_to_wait("float")
+        return float(_plain(self))
+
     def get(self, stream=None, order="C", out=None, blocking=True):
+        _refuse_to_wait("get")
         host = np.array(self, order=order, subok=False)
         if out is None:
             return host
@@ -80,9 +110,25 @@ class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
         return out
 
     def set(self, array, stream=None):
+        _refuse_to_wait("set")
         assert type(array) is np.ndarray
         assert (array.dtype, array.shape) == (self.dtype, self.shape)
         np.copyto(self.view(np.ndarray), array)
+
+
+def _reduction(name):
+    def reduce(self, *args, **options):
+        return _on_device(getattr(_plain(self), name)(*map(_plain, args), **_plain_options(options)))
+
+    return reduce
+
+
+def _plain_options(options):
+    return {name: _plain(value) for name, value in options.items()}
+
+
+for _name in ("all", "any", "argmax", "dot", "max", "mean", "min", "sum"):
+    setattr(ndarray, _name, _reduction(_name))  # NumPy would make scalars of them, CuPy has none
 
 
 class Event:
@@ -126,6 +172,7 @@ class FakeCupy(types.ModuleType):
         self.pools, self.streams, self.history = [], [], []
         self.capturing = None
         self.refuses_to_capture = None  # what launches raise inside a capture
+        self.runs_what_it_captures = False  # then a graph is not launched, and a capture may not wait
         self.cuda = types.SimpleNamespace(
             Memory=Memory,
             Stream=stream_class(self),
@@ -152,11 +199,21 @@ class FakeCupy(types.ModuleType):
 
     def __getattr__(self, name):
         function = getattr(np, name)
-        if name in ("array", "asarray", "ascontiguousarray", "empty", "zeros", "ones", "full", "arange"):
+        if name in ("array", "asarray", "ascontiguousarray"):
+            return self._placing(function)
+        if name in ("empty", "zeros", "ones", "full", "arange"):
             return lambda *args, **options: function(*args, **options).view(ndarray)
         return function
 
-    def RawModule(self, code, options, backend):  # noqa: N802 (CuPy's own name)
+    def _placing(self, function):
+        def place(values, *args, **options):
+            if not isinstance(values, ndarray):
+                _refuse_to_wait("a copy from the host")
+            return function(_plain(values), *args, **options).view(ndarray)
+
+        return place
+
+    def RawModule(self, code, options, backend):
         """The kernels of a source, compiled for the host."""
         storage = next(storage for storage, (T, _) in STORAGE.items() if f"-DSTORAGE={T}" in options)
         signatures = _signatures(code)
@@ -189,12 +246,14 @@ class FakeCupy(types.ModuleType):
 
     @contextmanager
     def _using_allocator(self, allocator):
-        self.history.append("private pool" if any(allocator is pool.malloc for pool in self.pools) else "pool?")
+        self.history.append(
+            "private pool" if any(allocator is pool.malloc for pool in self.pools) else "pool?"
+        )
         yield
 
     def launch(self, operation):
         """What stands for a kernel launch."""
-        if self.capturing is None:
+        if self.capturing is None or self.runs_what_it_captures:
             operation()
         elif self.refuses_to_capture:
             raise self.refuses_to_capture

@@ -1,4 +1,4 @@
-"""A GPU made of NumPy: arrays that refuse the host's, kernels by the shim, products by a cuBLAS of the tests."""
+"""A GPU made of NumPy: arrays that refuse the host's, kernels by the shim, products by a fake cuBLAS."""
 
 import sys
 from contextlib import contextmanager

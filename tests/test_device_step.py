@@ -44,17 +44,17 @@ def make(knobs, optimizer, device=None, dtype=np.float64, **options):
 
 
 def run(model, step, windows=3):
-    """Losses, norms and weights of some steps; each is read when the next one has been queued."""
-    results, state, before = [], None, None
+    """Losses, norms and weights of some steps; on a GPU each step gives the numbers of the one before."""
+    results, state = [], None
     for window in range(windows):
         inputs, targets = TEXT[5 * window : 5 * window + 5], TEXT[5 * window + 1 : 5 * window + 6]
-        pending = step(inputs, targets, state, MaskStream(9, window, 4), 0.05)
-        state = pending.state
-        if before is not None:
-            results.append(before.read())
-        before = pending
-    results.append(before.read())
-    return [(r.loss, r.grad_norm) for r in results], model.flat_parameters, state
+        result = step(inputs, targets, state, MaskStream(9, window, 4), 0.05)
+        state = result.state
+        results.append((result.loss, result.grad_norm))
+    if isinstance(step, DeviceStep):
+        assert results[0] == results[1]  # the first waits for its own, which the second gives again
+        results = [*results[1:], step._unread()]
+    return results, model.flat_parameters, state
 
 
 def assert_equal_runs(gpu, got, expected, rtol):
@@ -78,3 +78,42 @@ def test_the_step_on_a_gpu_is_the_plain_one(gpu, knobs):
 def test_in_float32_to_its_rounding(gpu):
     expected = run(*make({}, SGD, dtype=np.float32))
     assert_equal_runs(gpu, run(*make({}, SGD, gpu, np.float32, graphs=False)), expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("knobs", MODELS)
+def test_a_window_is_captured_without_a_wait_and_each_has_masks_of_its_own(gpu, knobs):
+    """The first window runs, the second is captured, by a capture that carries out what it captures."""
+    expected = run(*make(MODELS[knobs], SGD), windows=2)
+    gpu.xp.runs_what_it_captures, told = True, []
+    model, step = make(MODELS[knobs], SGD, gpu, tell=told.append)
+    got = run(model, step, windows=2)
+    assert told == []
+    assert gpu.xp.history.count("end_capture") == 1
+    assert_equal_runs(gpu, got, expected, rtol=1e-9)
+
+
+def test_what_would_wait_in_a_capture_is_found_and_goes_on_without(gpu, monkeypatch):
+    """The test above has the power to fail."""
+    expected = run(*make({}, SGD), windows=3)
+    gpu.xp.runs_what_it_captures, told = True, []
+    model, step = make({}, SGD, gpu, tell=told.append)
+    encode = model._encode
+    monkeypatch.setattr(model, "_encode", lambda ids, *rest: (ids.max().item(), encode(ids, *rest))[1])
+    got = run(model, step, windows=3)
+    assert len(told) == 1
+    assert told[0].startswith("no CUDA graphs: cudaErrorStreamCaptureImplicit: item waits for the GPU; each kern")
+    assert_equal_runs(gpu, got, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "options", "reason"),
+    [
+        ({"softmax": "adaptive", "adaptive_bands": (8,)}, {}, "softmax = 'adaptive' sorts the words"),
+        ({}, {"accumulate": 2}, "accumulate is more than 1"),
+    ],
+)
+def test_what_cannot_be_a_graph_says_why(gpu, knobs, options, reason):
+    told = []
+    make(knobs, SGD, gpu, tell=told.append, **options)
+    assert len(told) == 1
+    assert reason in told[0]

@@ -98,6 +98,9 @@ class TrainConfig:
     seed: Seed = 0  # of the initial weights, of every dropout mask and of every window
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["float32", "mixed"] = "float32"
+    graphs: bool = True  # cuda: forward and backward of a window are captured and launched as one graph
+    share_gpus: bool = False  # cuda: let several ranks have one GPU; slower than one each
+    allreduce_dtype: Literal["float32", "float16"] = "float32"  # of gradients on their way between ranks
 
     def __post_init__(self) -> None:
         for name, kind in field_kinds(TrainConfig).items():

@@ -24,26 +24,16 @@ from train.step import StepResult
 from train.update_kernels import NAMES
 
 
-class PendingStep:
-    """A step that was queued: its state is there to go on with, its numbers come later.
-
-    Attributes:
-        state: of the windows' end, on the device.
-    """
-
-    def __init__(self, state: State, read: Callable[[], StepResult]) -> None:
-        self.state, self._read = state, read
-
-    def read(self) -> StepResult:
-        """The numbers, once they are there; every rank calls it, in the order of the steps."""
-        return self._read()
-
-
 class DeviceStep:
     """One update of a model on a GPU from one window of text on every rank; arguments as for `TrainingStep`.
 
+    What it returns are the numbers of the step before, and the state of this one; the first step, and the
+    first after `settle`, waits for its own.
+
     Args:
         device: where the model lives (train.device).
+        scaler, masters: of the loss and of the weights in mixed precision (train.mixed_precision); None: the
+            model computes with its own weights.
         graphs: capture forward and backward.
         tell: hears one line if they cannot be captured.
     """
@@ -57,12 +47,18 @@ class DeviceStep:
         clip_norm: float = 0.0,
         accumulate: int = 1,
         l2_tied: float = 0.0,
+        scaler: Any = None,
+        masters: Any = None,
         graphs: bool = True,
         tell: Callable[[str], None] = print,
     ) -> None:
         self.model, self.optimizer, self.communicator, self.device = model, optimizer, communicator, device
         self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
-        self._ranges: dict[Variable, range] = dict(model.parameter_ranges())
+        self.scaler, self.masters = scaler, masters
+        self.computing: LanguageModel = masters.half if masters else model
+        self._ranges: dict[Variable, range] = dict(self.computing.parameter_ranges())
+        self._scale: Any = device.xp.ones((), np.float32 if masters else model.dtype)
+        self._unread: Callable[[], tuple[float, float]] | None = None
         self._graphed: GraphedFunction | None = None
         self._masks = GraphMasks(device)
         if graphs:
@@ -84,28 +80,59 @@ class DeviceStep:
         state: State | None,
         masks: MaskStream,
         learning_rate: float,
-    ) -> PendingStep:
-        """inputs, targets: int (T, rows of this rank), on the host. Every rank updates alike, or none does."""
-        ids = self.model.ids_here(inputs, targets)
-        state = self.model.initial_state(inputs.shape[1]) if state is None else state
-        mean = self.communicator.begin_mean(self.model.gradient_buffer)
+    ) -> StepResult:
+        """inputs, targets: int (T, rows of this rank), on the host. All ranks update, or none does."""
+        ids = self.computing.ids_here(inputs, targets)
+        state = self.computing.initial_state(inputs.shape[1]) if state is None else state
+        scale = self.scaler.scale if self.scaler else 1.0
+        self._scale[...] = scale / self.accumulate
+        # Float16 gradients have to be unscaled before they may be told of as whole.
+        told = None if self.masters else self.communicator.begin_mean(self.model.gradient_buffer)
         if self._graphed is None:
-            loss, new_state = self._in_groups(*ids, state, masks, mean)
+            loss, new_state = self._in_groups(*ids, state, masks, told)
         else:
             loss, new_state = self._as_graph(*ids, state, masks)
-        gradients = self.model.flat_gradients
-        with span("allreduce"):
-            mean.finish()
+        gradients, unscale = self._averaged(told, scale)
         with span("update"):
-            self._update(gradients, learning_rate, loss)
-        return PendingStep(new_state, self._reader(loss, new_state))
+            self._update(gradients, learning_rate, unscale, loss)
+        unread, self._unread = self._unread, self._reader(loss)
+        return StepResult(*(unread or self._unread)(), new_state)
+
+    def settle(self) -> None:
+        """Forget the numbers that are still to come, so that a run that begins here goes on alike."""
+        if self._unread is not None:
+            self._unread()
+        self._unread = None
+
+    def take_weights(self) -> None:
+        """To be called when the model's weights were set by others: a copy that computes follows them."""
+        if self.masters:
+            self.masters.round_down()
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of what is computed with: a state must be of it."""
+        return self.computing.dtype
+
+    def _averaged(self, told: Any, scale: float) -> tuple[Any, float]:
+        """The flat gradient of all ranks, and what it has still to be multiplied with."""
+        gradients = self.computing.flat_gradients
+        if self.masters and self.communicator.size == 1 and not self.l2_tied:
+            return gradients, 1 / scale  # the update's kernel reads float16
+        if self.masters:
+            self.masters.take_gradients(1 / scale)
+            gradients = self.model.flat_gradients
+            told = self.communicator.begin_mean(gradients)
+        with span("allreduce"):
+            told.finish()
+        return gradients, 1.0
 
     def _in_groups(
         self, inputs: Any, targets: Any, state: State, masks: MaskStream, mean: Any
     ) -> tuple[Any, State]:
         """Mean loss of this rank's rows (an array) and their new state, group by group of rows."""
         size = inputs.shape[1] // self.accumulate
-        self.model.zero_grads()
+        self.computing.zero_grads()
         losses, states = [], []
         for first in range(0, inputs.shape[1], size):
             rows = slice(first, first + size)
@@ -127,18 +154,16 @@ class DeviceStep:
         self, inputs: Any, targets: Any, state: State, masks: MaskStream, mean: Any
     ) -> tuple[Any, State]:
         """One group of rows forward and backward; its share of the gradient is left in the model."""
-        objective, loss, new_state = self.model.objective(inputs, targets, state, masks)
-        if self.accumulate > 1:
-            objective = objective * (1 / self.accumulate)
+        objective, loss, new_state = self.computing.objective(inputs, targets, state, masks)
+        if self.masters or self.accumulate > 1:
+            objective = objective * Variable(self._scale, requires_grad=False)
         objective.backward(on_complete=self._teller(mean) if mean else None)
         return loss.data, detach(new_state)
 
     def _teller(self, mean: Any) -> Callable[[Variable], None]:
         return lambda parameter: mean.completed(self._ranges[parameter])
 
-    def _as_graph(
-        self, inputs: Any, targets: Any, state: State, masks: MaskStream
-    ) -> tuple[Any, State]:
+    def _as_graph(self, inputs: Any, targets: Any, state: State, masks: MaskStream) -> tuple[Any, State]:
         """The same for all rows at once, by a graph of this length of window."""
         flat_state = [part for pair in state for part in pair]
         assert self._graphed is not None
@@ -153,28 +178,34 @@ class DeviceStep:
     def _window(self, inputs: Any, targets: Any, *flat_state: Any) -> tuple[Any, ...]:
         """What is captured: from ids and state to loss, new state, and gradients in their buffer."""
         state = list(zip(flat_state[::2], flat_state[1::2], strict=True))
-        self.model.zero_grads()
+        self.computing.zero_grads()
         loss, new_state = self._backward(inputs, targets, state, self._masks, None)
-        _ = self.model.flat_gradients  # those that nothing reached become zero inside the graph too
+        _ = self.computing.flat_gradients  # those that nothing reached become zero inside the graph too
         return (loss, *(part for pair in new_state for part in pair))
 
-    def _update(self, gradients: Any, learning_rate: float, loss: Any) -> None:
+    def _update(self, gradients: Any, learning_rate: float, unscale: float, loss: Any) -> None:
         if self.l2_tied:
             W = self.model.decoder_weight
             add_scaled(W.grad.reshape(-1), W.data.reshape(-1), self.l2_tied)
         controls = self.optimizer.controls
-        controls.set(learning_rate=learning_rate, unscale=1.0, max_norm=self.clip_norm)
+        controls.set(learning_rate=learning_rate, unscale=unscale, max_norm=self.clip_norm)
         # Ranks must decide alike: a loss is this rank's own, the averaged gradient that of all.
         controls.measure(gradients, loss if self.communicator.size == 1 else None)
-        self.optimizer.update_by_kernels(gradients)
+        self.optimizer.update_by_kernels(gradients, self.computing.flat_parameters if self.masters else None)
 
-    def _reader(self, loss: Any, state: State) -> Callable[[], StepResult]:
-        """What reads this step's numbers from copies of its own: the next step writes over the others."""
+    def _reader(self, loss: Any) -> Callable[[], tuple[float, float]]:
+        """What reads this step's loss and norm; each rank calls it once a step, in the order of steps."""
         numbers = self.device.begin_read(self.optimizer.controls.values, loss)
+        known: list[tuple[float, float]] = []
 
-        def read() -> StepResult:
-            controls, (own_loss,) = numbers()
-            mean_loss = self.communicator.allreduce_sum([own_loss])[0] / self.communicator.size
-            return StepResult(float(mean_loss), float(controls[NAMES.index("norm")]), state)
+        def read() -> tuple[float, float]:
+            if not known:
+                values, (own_loss,) = numbers()
+                controls = dict(zip(NAMES, values.tolist(), strict=True))
+                mean_loss = float(self.communicator.allreduce_sum([own_loss])[0]) / self.communicator.size
+                if self.scaler:
+                    self.scaler.update(bool(controls["finite"]), controls["largest"])
+                known.append((mean_loss, controls["norm"]))
+            return known[0]
 
         return read

@@ -154,13 +154,17 @@ Score = Callable[[LanguageModel, "Corpus", Communicator], dict[str, Any]]
 def main(argv: list[str] | None = None) -> int:
     """The command; prints the perplexity."""
     from train.corpus import open_corpus
+    from train.device import open_device
     from train.prepare import ensure_prepared
     from train.run_folder import load_trained
+    from train.threads import launcher
 
     args = _parser().parse_args(argv)
     communicator = get_communicator()
     score = _scorer(args, communicator)  # what is wrong with the flags is told before anything is read
+    device = open_device(args.device, "float32", launcher(), share_gpus=True)
     model, config, vocabulary, facts = load_trained(args.run, args.checkpoint)
+    model.move_to(device.xp)
     args.window = args.window or config.train.evaluation_window  # as the run itself scored
     data, min_count = args.data or config.train.data, config.train.min_count or None
     with open_corpus(ensure_prepared(data, None, communicator, min_count=min_count)) as corpus:
@@ -200,6 +204,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--window", type=int, metavar="T", help="steps scored at a time; default: the run's evaluation_window"
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     cache_pointer.add_flags(parser)
     dynamic_evaluation.add_flags(parser)
@@ -239,6 +244,10 @@ def _refuse_idle_flags(args: argparse.Namespace, mode: str | None) -> None:
         owner, flag = name.partition("_")[0], f"--{name.replace('_', '-')}"
         if owner in ("pointer", "dynamic") and owner != mode and value is not None and name != owner:
             raise InputError(f"{flag}: acts with --{owner} alone; add that, or leave {flag} out")
+    if mode and args.device != "cpu":
+        raise InputError(
+            f"--device {args.device}: does not act with --{mode}, which runs on the cpu; leave it out"
+        )
     if mode and args.protocol != "carried":
         raise InputError(f"--protocol {args.protocol}: does not act with --{mode}, which carries the state")
     if mode and args.window is not None:

@@ -34,7 +34,7 @@ _FLAG_HELP = {
     "seed": "of the initial weights, of every dropout mask and of every window",
     "max_steps": "end after this many updates; 0: the epochs decide",
     "max_tokens": "end after this many training tokens; 0: the epochs decide",
-    "device": "cpu; cuda is not there yet",
+    "device": "cpu, or cuda: one GPU a rank (docs/gpu.md)",
     "precision": "float32; mixed is not there yet",
 }
 

@@ -86,6 +86,7 @@ def as_text(word: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; prints prompts and texts as they come. Of many ranks the root alone works."""
+    from train.device import open_device
     from train.run_folder import load_trained
 
     args = _parser().parse_args(argv)
@@ -94,7 +95,9 @@ def main(argv: list[str] | None = None) -> int:
     _check(args)
     sampling = _sampling(args)
     given = _given_prompts(args)
+    device = open_device(args.device, "float32", None)
     model, _, vocabulary, facts = load_trained(args.run, args.checkpoint)
+    model.move_to(device.xp)
     if args.num_beams and args.num_beams > len(vocabulary):
         raise InputError(
             f"--num-beams: must be at most {len(vocabulary)}, the words of the vocabulary; "
@@ -138,6 +141,7 @@ def _parser() -> Parser:
     _add_texts(parser.add_argument_group("what to write"))
     _add_drawing(parser.add_argument_group("how words are drawn"))
     _add_search(parser.add_argument_group("or searched"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     return parser
 

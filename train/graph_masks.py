@@ -1,7 +1,8 @@
 """The masks of a captured graph: what differs from window to window lies in device memory.
 
-A graph cannot be given another number, so the kernels that draw masks read the window's from an array. What the
-host draws, the words of a sampled softmax, has a buffer for each graph, and is brought there before the launch.
+A graph cannot be given another number, so the kernels that draw masks read the window's from an array. What
+the host draws, the words of a sampled softmax, has a buffer for each graph, and is brought there before the
+launch.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class GraphMasks(MaskStream):
         self._masks = MaskStream(0)
 
     def go_to(self, masks: MaskStream, key: Hashable) -> None:
-        """Let what the graph `key` reads be this window's. Seed and first row must be those of its capture."""
+        """Let what the graph `key` reads be this window's. Seed and first row stay those of its capture."""
         self.seed, self.first_row, self._masks = masks.seed, masks.first_row, masks
         self.window[...] = masks.window
         self._of_graph = self._drawn.setdefault(key, {})

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from autograd.cublas import WORKSPACE_BYTES
+from autograd.errors import InputError
 from autograd.parallel import num_threads
 from minilstm import ModelConfig
 from minilstm.tied_softmax import BLOCK_WORDS, KEPT_BYTES
+from minilstm.tied_softmax_cuda import workspace_bytes
 from train.config import TrainConfig
 
 FLOAT_BYTES = 4
 INTERPRETER = 60 << 20
 """Python with NumPy and h5py loaded, measured."""
+CUDA_CONTEXT = 600 << 20
+"""What CUDA, its libraries and compiled kernels take of a GPU before there is an array; reckoned."""
 
 
 def memory_parts(model: ModelConfig, train: TrainConfig, rows: int) -> dict[str, int]:
@@ -20,7 +31,6 @@ def memory_parts(model: ModelConfig, train: TrainConfig, rows: int) -> dict[str,
     """
     parameters = model.num_parameters()
     steps = train.window * rows // train.accumulate
-    moments = {"adam": 2, "nt_asgd": 1}.get(train.optimizer, 1 if train.momentum else 0)
     activations = _embedding_floats(model, steps)
     activations += sum(_layer_floats(model, index, steps) for index in range(model.num_layers))
     activations += steps * model.output_size if model.temporal_activation_regularization else 0
@@ -30,11 +40,73 @@ def memory_parts(model: ModelConfig, train: TrainConfig, rows: int) -> dict[str,
     return {
         "parameters": parameters * FLOAT_BYTES,
         "gradients": parameters * FLOAT_BYTES,
-        f"{train.optimizer} moments": moments * parameters * FLOAT_BYTES,
+        f"{train.optimizer} moments": _moments(train) * parameters * FLOAT_BYTES,
         "activations": activations * FLOAT_BYTES,
         "softmax blocks": softmax * FLOAT_BYTES,
         "interpreter": INTERPRETER,
     }
+
+
+def gpu_memory_parts(model: ModelConfig, train: TrainConfig, rows: int, ranks: int = 1) -> dict[str, int]:
+    """Bytes that one rank takes of its GPU, by what they are for; reckoned as `memory_parts` are."""
+    parameters, mixed = model.num_parameters(), train.precision == "mixed"
+    size = 2 if mixed else FLOAT_BYTES
+    steps = train.window * rows // train.accumulate
+    floats = _embedding_floats(model, steps)
+    floats += sum(_layer_floats(model, index, steps) for index in range(model.num_layers))
+    floats += max(_passing_floats(model, index, steps) for index in range(model.num_layers))
+    words = model.num_samples if model.softmax == "sampled" else model.vocab_size
+    return {
+        "parameters": parameters * (FLOAT_BYTES + 2 if mixed else FLOAT_BYTES),
+        "gradients": parameters * (size + FLOAT_BYTES if mixed and ranks > 1 else size),
+        f"{train.optimizer} moments": _moments(train) * parameters * FLOAT_BYTES,
+        "activations": floats * size,
+        "softmax": workspace_bytes(steps, words, model.output_size, np.float16 if mixed else np.float32),
+        "cuBLAS": WORKSPACE_BYTES,
+        "CUDA itself": CUDA_CONTEXT,
+    }
+
+
+def _moments(train: TrainConfig) -> int:
+    return {"adam": 2, "nt_asgd": 1}.get(train.optimizer, 1 if train.momentum else 0)
+
+
+def fitting_batch(model: ModelConfig, train: TrainConfig, ranks: int, available: int) -> int:
+    """The largest batch, over all ranks, of which a rank's share fits into its GPU; 0 if no row does."""
+    low, high = 0, train.batch_size // ranks
+    while low < high:
+        rows = (low + high + 1) // 2
+        if sum(gpu_memory_parts(model, train, rows, ranks).values()) <= available:
+            low = rows
+        else:
+            high = rows - 1
+    return low * ranks
+
+
+@contextmanager
+def told_of_gpu_memory(device: Any, model: ModelConfig, train: TrainConfig, ranks: int) -> Iterator[None]:
+    """Context in which a lack of a GPU's memory is an InputError: how much was needed, what would fit."""
+    try:
+        yield
+    except MemoryError:
+        memory = device.memory()
+        if memory is None:
+            raise
+        raise InputError(_out_of_memory(model, train, ranks, memory[1])) from None
+
+
+def _out_of_memory(model: ModelConfig, train: TrainConfig, ranks: int, total: int) -> str:
+    rows = train.batch_size // ranks
+    needed = sum(gpu_memory_parts(model, train, rows, ranks).values())
+    # Less than what failed, whatever the reckoning says, and not quite all: others may have some of it.
+    fits = min(fitting_batch(model, train, ranks, int(0.95 * total)), max(rows // 2, 1) * ranks)
+    advice = f"batch_size = {fits} would fit" if fits else "no batch would fit; choose a smaller model"
+    if fits and train.accumulate == 1:
+        advice += f", or accumulate = {-(-train.batch_size // fits)} with this batch, if it divides its rows"
+    return (
+        f"out of GPU memory: {rows} rows of {train.window} steps a rank need about {needed / 2**20:,.0f} MB, "
+        f"and the GPU has {total / 2**20:,.0f} MB; {advice}"
+    )
 
 
 def _embedding_floats(model: ModelConfig, steps: int) -> int:
@@ -103,11 +175,11 @@ def describe(model: ModelConfig, train: TrainConfig, ranks: int) -> str:
         lines.append(f"bands                  {bands:>9,} × {last + 1:<5} {bands * (last + 1):>13,}")
     lines.append(f"parameters             {'':17} {model.num_parameters():>13,}")
     rows = train.batch_size // ranks
-    parts = memory_parts(model, train, rows)
+    on_gpu = train.device == "cuda"
+    parts = gpu_memory_parts(model, train, rows, ranks) if on_gpu else memory_parts(model, train, rows)
     lines.append("")
-    lines.append(
-        f"memory of each rank ({ranks} in all, {rows} of {train.batch_size} rows, windows of {train.window}):"
-    )
+    whose = "memory of each rank's GPU, reckoned" if on_gpu else "memory of each rank"
+    lines.append(f"{whose} ({ranks} in all, {rows} of {train.batch_size} rows, windows of {train.window}):")
     lines += [
         f"  {name:<38} {size / 2**20:>11,.0f} MB"
         for name, size in (parts | {"in all": sum(parts.values())}).items()

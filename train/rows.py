@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from autograd import evaluation_mode, no_backprop_mode
+from autograd.backend import get_array_module
 from minilstm import LanguageModel, detach
 from minilstm.language_model import State
 from train.batches import Read
@@ -93,9 +94,10 @@ def walk(model: LanguageModel, rows: list[Row], window: int, step: Step, descrip
     bar = progress(length, description or "", "steps", enabled=description is not None, leave=False)
     with no_backprop_mode(), evaluation_mode(), bar:
         for start, stop in _cuts(length, window, set(begins.tolist())):
+            begun = get_array_module(state[0][0]).asarray(begins == start)
             for h, c in state:
-                h[begins == start] = 0  # what came before was padding
-                c[begins == start] = 0
+                h[begun] = 0  # what came before was padding
+                c[begun] = 0
             steps = slice(start, stop)
             state = detach(step(inputs[steps], words[steps], own_part[steps], state))
             bar.update(stop - start)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from autograd.backend import get_array_module, to_host
 from autograd.errors import InputError
 from minilstm import LanguageModel, ModelConfig
 from minilstm.language_model import State
@@ -170,14 +171,18 @@ def save_run(
         optimizer, state: None leaves them out, as the best weights' checkpoint does. The state's rows are
             gathered over the ranks, so the checkpoint can be resumed on another number of them.
     """
-    rows = None if state is None else [[communicator.gather_rows(part) for part in pair] for pair in state]
+    rows = (
+        None
+        if state is None
+        else [[communicator.gather_rows(to_host(part)) for part in pair] for pair in state]
+    )
     if not communicator.is_root:
         return
-    arrays: dict[str, np.ndarray] = {"parameters": model.flat_parameters}
+    arrays: dict[str, np.ndarray] = {"parameters": to_host(model.flat_parameters)}
     if optimizer is not None:
         slots = optimizer.state()
         facts = {**facts, "optimizer_t": slots.pop("t")}
-        arrays |= {f"optimizer/{name}": slot for name, slot in slots.items()}
+        arrays |= {f"optimizer/{name}": to_host(slot) for name, slot in slots.items()}
     for index, pair in enumerate(rows or []):
         for name, part in zip("hc", pair, strict=True):
             assert part is not None
@@ -264,7 +269,7 @@ def load_weights(
     weights = arrays.get("parameters")
     if weights is None or weights.shape != model.flat_parameters.shape:
         raise InputError(f"{path}: must hold {model.flat_parameters.size} parameters; it does not")
-    model.flat_parameters[...] = weights
+    model.flat_parameters[...] = get_array_module(model.flat_parameters).asarray(weights)
 
 
 def refuse_differences(path: Path, what: str, saved: dict[str, Any], own: dict[str, Any]) -> None:

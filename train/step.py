@@ -27,10 +27,6 @@ class StepResult(NamedTuple):
     grad_norm: float
     state: State
 
-    def read(self) -> StepResult:
-        """The numbers themselves; a GPU's come later (train/device_step.py)."""
-        return self
-
     @property
     def is_finite(self) -> bool:
         """False if the step was not made because its gradient is not a number."""
@@ -64,6 +60,9 @@ class TrainingStep:
         self.model, self.optimizer, self.communicator = model, optimizer, communicator
         self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
         self._ranges: dict[Variable, range] = dict(model.parameter_ranges())
+
+    def settle(self) -> None:
+        """Nothing is under way between two steps; on a GPU there is (train/device_step.py)."""
 
     @np.errstate(all="ignore")  # a run that diverges is told of by its loss and its norm
     def __call__(

@@ -19,11 +19,14 @@ from train.clock import Clock
 from train.communicator import Communicator
 from train.config import RunConfig, TrainConfig
 from train.corpus import Corpus
+from train.device import Host
+from train.device_step import DeviceStep
 from train.environment import environment
 from train.evaluate import evaluate
 from train.files import atomic_write
 from train.generate import as_text, generate
 from train.log import TrainingDisplay, duration, format_perplexity
+from train.memory import told_of_gpu_memory
 from train.metrics import MetricsLog, read_metrics
 from train.optimizers import NTASGD, SGD, Adam, Optimizer
 from train.profile import DATA, STEP, StepProfile
@@ -52,8 +55,10 @@ class TrainingRun:
         communicator: Communicator,
         rows: RankRows,
         profile_steps: int = 0,
+        device: Host | None = None,
     ) -> None:
         train = config.train
+        self.device = device or Host()
         self.config, self.train_config, self.folder = config, train, folder
         self.corpus, self.communicator, self.rows = corpus, communicator, rows
         num_tokens = corpus.num_tokens("train")
@@ -74,18 +79,41 @@ class TrainingRun:
             final_learning_rate=train.final_learning_rate,
         )
         self.model = LanguageModel(config.model_config(len(corpus.vocabulary)), seed=train.seed)
+        self.model.move_to(self.device.xp)
         self.optimizer = make_optimizer(self.model, train)
-        self.step = TrainingStep(
-            self.model, self.optimizer, communicator, train.clip_norm, train.accumulate, train.l2_tied
-        )
+        self.step = self._make_step()
         self.profile = StepProfile(profile_steps, communicator, folder.trace)
         self.position = Position()
         self.state: Any = None
 
+    def _make_step(self) -> TrainingStep | DeviceStep:
+        train = self.train_config
+        common = (self.model, self.optimizer, self.communicator)
+        options = {"clip_norm": train.clip_norm, "accumulate": train.accumulate, "l2_tied": train.l2_tied}
+        if not self.device.is_gpu:
+            return TrainingStep(*common, **options)  # type: ignore[arg-type]
+        return DeviceStep(*common, self.device, **options, graphs=train.graphs, tell=self._tell)  # type: ignore[arg-type]
+
+    def _tell(self, line: str) -> None:
+        if self.communicator.is_root:
+            print(line, flush=True)
+
+    def _share_weights(self) -> None:
+        """The root's weights on every rank: the seed makes them equal, this makes sure."""
+        weights = self.device.to_host(self.model.flat_parameters)
+        self.communicator.broadcast_(weights)
+        if self.device.is_gpu:
+            self.model.flat_parameters[...] = self.device.to_device(weights)
+
     def begin(self, resume: bool) -> None:
         """Make the run's folder, or go on from its latest checkpoint."""
         latest, root = self.folder.checkpoint(LATEST), self.communicator.is_root
-        self.communicator.broadcast_(self.model.flat_parameters)  # the seed makes them equal; this makes sure
+        path = self.communicator.use_device(self.device, self.train_config.allreduce_dtype == "float16")
+        if self.device.is_gpu:
+            self._tell(f"device: cuda, {self.device.name}")
+        if path:
+            self._tell(path)
+        self._share_weights()
         if not resume:
             if root:
                 self.folder.create(self.config, self.corpus.vocabulary)
@@ -94,6 +122,8 @@ class TrainingRun:
             self.position, self.state = restore_run(
                 latest, self.model, self.corpus.fingerprint, self.optimizer, own, self._streams()
             )
+            if self.state is not None:
+                self.state = [tuple(map(self.device.to_device, pair)) for pair in self.state]
         if self.position.step > self.total_steps:
             raise InputError(
                 f"{self.folder.path}: has made {self.position.step} steps, more than the {self.total_steps} "
@@ -118,7 +148,15 @@ class TrainingRun:
         }
 
     def train(self) -> None:
-        """All steps that are still to be made."""
+        """All steps that are still to be made.
+
+        Raises:
+            InputError: it diverges, or the GPU's memory does not hold a step.
+        """
+        with told_of_gpu_memory(self.device, self.model.config, self.train_config, self.communicator.size):
+            self._train()
+
+    def _train(self) -> None:
         position, root = self.position, self.communicator.is_root
         with (
             MetricsLog(self.folder.metrics, position.step, enabled=root) as self.metrics,
@@ -241,6 +279,7 @@ class TrainingRun:
 
     def _save(self, which: str) -> None:
         """`latest` holds all that a resumed run needs, `best` the weights."""
+        self.step.settle()  # so that this run and one that is resumed here go on alike
         self.position.seconds = self.clock.seconds()
         facts = checkpoint_facts(self.model, self.position, self.corpus.fingerprint, self._streams())
         whole = which == LATEST

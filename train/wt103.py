@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from autograd.backend import device_array_module
 from autograd.errors import InputError
 from minilstm.sampled_softmax import check_sorted_by_frequency
 from train.batches import RankRows
 from train.communicator import Communicator, get_communicator
-from train.config import RunConfig, TrainConfig
+from train.config import RunConfig
 from train.corpus import open_corpus
+from train.device import open_device
 from train.flags import config_from_args
 from train.memory import describe
 from train.prepare import ensure_prepared
 from train.run_folder import RunFolder
+from train.threads import launcher
 from train.training_run import TrainingRun
 
 
@@ -23,30 +24,24 @@ def main(argv: list[str] | None = None) -> int:
     config, args = config_from_args(argv)
     communicator = get_communicator()
     train = config.train
-    _refuse_what_cannot_run(train)
+    if train.precision == "mixed":
+        raise InputError("precision mixed: this version trains in float32 alone; leave --precision out")
     rows = RankRows.of(communicator.rank, communicator.size, train.batch_size, train.accumulate)
     folder = RunFolder(args.run_dir)
     if args.dry_run:
         return _dry_run(config, communicator)
+    device = open_device(train.device, train.precision, launcher(), train.share_gpus)
     (folder.check_resumable if args.resume else folder.check_unused)()  # before anything that takes long
     path = ensure_prepared(train.data, None, communicator, min_count=train.min_count or None)
     with open_corpus(path) as corpus, folder.locked() if communicator.is_root else nullcontext():
         if config.model["softmax"] != "full":
             check_sorted_by_frequency(corpus.counts)
         config = config.with_vocab_size(len(corpus.vocabulary))
-        run = TrainingRun(config, folder, corpus, communicator, rows, profile_steps=args.profile or 0)
+        run = TrainingRun(config, folder, corpus, communicator, rows, args.profile or 0, device)
         run.begin(resume=args.resume)
         run.train()
         run.finish()
     return 0
-
-
-def _refuse_what_cannot_run(train: TrainConfig) -> None:
-    device_array_module(train.device)  # raises where there is no GPU
-    if train.device == "cuda":
-        raise InputError("device cuda: this version trains on cpu alone; leave --device out")
-    if train.precision == "mixed":
-        raise InputError("precision mixed: this version trains in float32 alone; leave --precision out")
 
 
 def _dry_run(config: RunConfig, communicator: Communicator) -> int:
