@@ -32,15 +32,16 @@ DEVICE Tick philox(uint64 count, uint64 step, uint64 window, uint64 seed, uint64
 //   x, y      (steps, elements)
 //   skipped   elements of the step's mask before the first: those of the ranks before
 //   per_step  1: each step has a mask of its own, 0: all have the first one's
+//   window    (1)  in memory, since a graph that is launched again has the same numbers
 // Grid: the ticks of a step, steps.
 extern "C" __global__ void dropout(
-    const T* x, T* y, long long elements, int per_step, long long skipped, unsigned long long window,
+    const T* x, T* y, long long elements, int per_step, long long skipped, const unsigned long long* window,
     unsigned long long seed, unsigned long long place, int levels, real scale
 ) {
     long long tick = skipped / PER_TICK + (long long)blockIdx.x * blockDim.x + threadIdx.x;
     long long first = tick * PER_TICK - skipped;  // of this thread's elements; the first thread's may be too low
     if (first >= elements) return;
-    Tick drawn = philox(tick, per_step ? blockIdx.y : 0, window, seed, place);
+    Tick drawn = philox(tick, per_step ? blockIdx.y : 0, window[0], seed, place);
     for (int k = 0; k < PER_TICK; k++)
         if (first + k >= 0 && first + k < elements) {
             size_t at = size_t(blockIdx.y) * elements + (first + k);
@@ -54,14 +55,14 @@ extern "C" __global__ void dropout(
 //   ids   (words)
 // One thread a tick of a word.
 extern "C" __global__ void lookup_dropout(
-    const T* x, T* y, const long long* ids, long long words, int width, unsigned long long window,
+    const T* x, T* y, const long long* ids, long long words, int width, const unsigned long long* window,
     unsigned long long seed, unsigned long long place, int levels, real scale
 ) {
     int ticks = (width + PER_TICK - 1) / PER_TICK;
     long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x, word = thread / ticks;
     int tick = thread % ticks;
     if (word >= words) return;
-    Tick drawn = philox(ids[word] * ticks + tick, 0, window, seed, place);
+    Tick drawn = philox(ids[word] * ticks + tick, 0, window[0], seed, place);
     for (int k = 0; k < PER_TICK && tick * PER_TICK + k < width; k++) {
         size_t at = size_t(word) * width + tick * PER_TICK + k;
         store(y, at, load(x, at) * mask_of(drawn, k, levels, scale));  // (34)
