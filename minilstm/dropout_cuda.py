@@ -49,7 +49,7 @@ class Draws(NamedTuple):
     """Where in the random streams a mask lies, and how it is made of what is drawn there.
 
     Attributes:
-        window: a number, or an array with one (uint64), which kernels read when they run.
+        window: its number, or an array of it in device memory, for a graph.
         skipped: elements of one step's mask that belong to the ranks before.
     """
 
@@ -87,7 +87,7 @@ class Draws(NamedTuple):
         x, ids = xp.ascontiguousarray(x), xp.ascontiguousarray(ids, dtype=np.int64)
         y, width = xp.empty_like(x), x.shape[-1]
         blocks = -(-ids.size * ticks(width) // THREADS)
-        KERNELS.launch("lookup_dropout", blocks, THREADS, x, y, ids, ids.size, width, *self._rest(x))
+        KERNELS.launch("lookup_dropout", blocks, THREADS, x, y, ids, ids.size, width, *self._numbers(x))
         return y
 
     def _launch(self, x: Any, y: Any, steps: int) -> None:
@@ -96,15 +96,15 @@ class Draws(NamedTuple):
         blocks = -(-ticks(elements + offset) // THREADS) if y.size else 0
         KERNELS.launch(
             "dropout", (blocks, steps), THREADS, x, y, elements, self.per_step, self.skipped,
-            *self._rest(y),
+            *self._numbers(y),
         )  # fmt: skip
 
-    def _rest(self, like: Any) -> tuple[Any, ...]:
+    def _numbers(self, like: Any) -> tuple[Any, ...]:
         """What both kernels end with; the scale is rounded as an element of the mask is."""
         levels, scale = kept_levels(self.keep_prob)
         window = self.window
-        if isinstance(window, int):
-            window = get_array_module(like).full(1, window, np.uint64)
+        if not hasattr(window, "dtype"):
+            window = get_array_module(like).array([window], np.uint64)
         return window, self.seed, self.place, levels, float(np.asarray(scale, like.dtype))
 
 

@@ -2,6 +2,8 @@
 // Equation numbers are those of docs/lstm_backward.md. One thread takes one tick of the Philox counter: 16
 // neighbouring elements of a mask, of 16 random bits each.
 
+// The window's number lies in memory: a graph that has captured a launch draws the masks of the next window.
+
 typedef unsigned long long uint64;
 const int PER_TICK = 16;
 
@@ -32,7 +34,6 @@ DEVICE Tick philox(uint64 count, uint64 step, uint64 window, uint64 seed, uint64
 //   x, y      (steps, elements)
 //   skipped   elements of the step's mask before the first: those of the ranks before
 //   per_step  1: each step has a mask of its own, 0: all have the first one's
-//   window    (1)  in memory, since a graph that is launched again has the same numbers
 // Grid: the ticks of a step, steps.
 extern "C" __global__ void dropout(
     const T* x, T* y, long long elements, int per_step, long long skipped, const unsigned long long* window,
@@ -41,7 +42,7 @@ extern "C" __global__ void dropout(
     long long tick = skipped / PER_TICK + (long long)blockIdx.x * blockDim.x + threadIdx.x;
     long long first = tick * PER_TICK - skipped;  // of this thread's elements; the first thread's may be too low
     if (first >= elements) return;
-    Tick drawn = philox(tick, per_step ? blockIdx.y : 0, window[0], seed, place);
+    Tick drawn = philox(tick, per_step ? blockIdx.y : 0, *window, seed, place);
     for (int k = 0; k < PER_TICK; k++)
         if (first + k >= 0 && first + k < elements) {
             size_t at = size_t(blockIdx.y) * elements + (first + k);
@@ -62,7 +63,7 @@ extern "C" __global__ void lookup_dropout(
     long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x, word = thread / ticks;
     int tick = thread % ticks;
     if (word >= words) return;
-    Tick drawn = philox(ids[word] * ticks + tick, 0, window[0], seed, place);
+    Tick drawn = philox(ids[word] * ticks + tick, 0, *window, seed, place);
     for (int k = 0; k < PER_TICK && tick * PER_TICK + k < width; k++) {
         size_t at = size_t(word) * width + tick * PER_TICK + k;
         store(y, at, load(x, at) * mask_of(drawn, k, levels, scale));  // (34)
