@@ -63,3 +63,16 @@ def test_gradients_pass_the_same_mask(host_runner):
         np.testing.assert_array_equal(x.grad, y.data)
         assert 0 < (y.data == 0).sum() < 30
         assert check_backward(KernelDropout(draws, steps=3).apply, [x.data]) < 1e-7
+
+
+def test_the_window_is_read_when_the_kernel_runs(host_runner):
+    """A graph that was captured for one window draws the next one's masks."""
+    window = np.array([5], np.uint64)
+    with host_kernels(host_runner):
+        draws = Draws(window, 3, 4, 0, 0.5, per_step=True)
+        first = draws.mask((2, 30), window.astype(np.float32))
+        window[0] = 6
+        second = draws.mask((2, 30), window.astype(np.float32))
+        np.testing.assert_array_equal(first, draws._replace(window=5).mask((2, 30), first))
+        np.testing.assert_array_equal(second, draws._replace(window=6).mask((2, 30), first))
+    assert (first != second).any()
