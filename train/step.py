@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autograd.profile import span
 from minilstm import LanguageModel, MaskStream, detach
 from minilstm.language_model import State
 from train.communicator import Communicator
@@ -86,20 +87,22 @@ class TrainingStep:
         """inputs, targets: int (T, rows of this rank). Every rank updates alike, or none does."""
         loss, new_state = self._backward(inputs, targets, state, masks)
         gradients = self.model.flat_gradients
-        self.communicator.allreduce_mean_(gradients)  # (4)
-        largest = largest_of(gradients) if self.scaler else 0.0
-        mean_loss = float(self.communicator.allreduce_sum([loss])[0]) / self.communicator.size
-        # Of the averaged gradient: the same on every rank, and so is what follows.
-        if self.l2_tied:
-            W = self.model.decoder_weight
-            add_scaled(W.grad.reshape(-1), W.data.reshape(-1), self.l2_tied)
-        norm = global_norm(gradients)
-        result = StepResult(mean_loss, norm, new_state)
-        if result.is_finite:  # (5)
-            self.optimizer.update(gradients, learning_rate, clip_factor(norm, self.clip_norm))  # (7)
-            self.take_weights()
-        if self.scaler:
-            self.scaler.update(result.is_finite, largest)  # (6)
+        with span("allreduce"):
+            self.communicator.allreduce_mean_(gradients)  # (4)
+            mean_loss = float(self.communicator.allreduce_sum([loss])[0]) / self.communicator.size
+        with span("update"):
+            # Of the averaged gradient: the same on every rank, and so is what follows.
+            largest = largest_of(gradients) if self.scaler else 0.0
+            if self.l2_tied:
+                W = self.model.decoder_weight
+                add_scaled(W.grad.reshape(-1), W.data.reshape(-1), self.l2_tied)
+            norm = global_norm(gradients)
+            result = StepResult(mean_loss, norm, new_state)
+            if result.is_finite:  # (5)
+                self.optimizer.update(gradients, learning_rate, clip_factor(norm, self.clip_norm))  # (7)
+                self.take_weights()
+            if self.scaler:
+                self.scaler.update(result.is_finite, largest)  # (6)
         return result
 
     def _backward(
