@@ -28,7 +28,7 @@ from minilstm.tied_softmax import check_loss_inputs
 from minilstm.tied_softmax_cuda import CHUNK_BYTES, SoftmaxOverRows, device_ids, packed_width
 
 
-class DeviceSampledSoftmaxLoss(Function):
+class KernelSampledSoftmaxLoss(Function):
     """`SampledSoftmaxLoss` by kernels; the loss is a number of `accumulation_dtype`: float32 for float16.
 
     Args:
@@ -37,7 +37,7 @@ class DeviceSampledSoftmaxLoss(Function):
     """
 
     label = "sampled_softmax_loss"
-    changes_dtype = True
+    is_sum = True
 
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
@@ -49,8 +49,8 @@ class DeviceSampledSoftmaxLoss(Function):
         xp, real, E = get_array_module(h), accumulation_dtype(h.dtype), W.shape[1]
         packed_W = pack_rows(W, None, packed_width(E, W.dtype), padded(ids.size), ids)
         shift = xp.zeros(len(packed_W), real)
-        shift[: ids.size] = corrected_bias(b, ids, self.sample.num_tries, real)
-        own_bias = corrected_bias(b, xp.maximum(targets, 0), self.sample.num_tries, real)
+        shift[: ids.size] = corrected_bias(b, ids, self.sample.num_tries)
+        own_bias = corrected_bias(b, xp.maximum(targets, 0), self.sample.num_tries)
         rows = SoftmaxOverRows(h, packed_W, ids.size, CHUNK_BYTES)
         t = target_logits(h, W, targets, own_bias)
         rows.run(targets, _places(targets, ids), t, False, is_backprop_enabled(), shift)

@@ -24,7 +24,7 @@ def test_ids_are_sorted_stably(device, size, words):
 @pytest.mark.parametrize(("N", "E", "V"), [(50, 33, 7), (1, 1, 1), (0, 4, 3)])
 @pytest.mark.parametrize("weighed", [False, True])
 def test_rows_are_added(device, dtype, N, E, V, weighed):
-    generator, real = np.random.default_rng(0), accumulation_dtype(dtype)
+    generator, real = np.random.default_rng(0), accumulation_dtype(np.dtype(dtype))
     ids = generator.integers(-1, V, N).astype(np.int32)
     target, rows = (generator.standard_normal((n, E)).astype(dtype) for n in (V, N))
     weights = generator.standard_normal(N).astype(real) if weighed else None
