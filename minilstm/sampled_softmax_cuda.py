@@ -13,7 +13,7 @@ import numpy as np
 
 from autograd import Function
 from autograd.backend import accumulation_dtype, get_array_module
-from autograd.functions.embedding_kernels import add_weighted_rows
+from autograd.functions.embedding_kernels import add_weighted_rows, sort_ids
 from autograd.mode import is_backprop_enabled
 from minilstm.sampled_softmax import Sample, check_sample, corrected_bias
 from minilstm.softmax_kernels import (
@@ -66,11 +66,12 @@ class KernelSampledSoftmaxLoss(Function):
         dW, db = (self._cleared_target(index, like=W) for index in (1, 2))
         into = [None if target is None else (target, False) for target in (dW, db)]
         unpack_rows(rows.dW, W.shape[1], factor, into[0], into[1], ids)
+        by_word = sort_ids(targets)
         if dW is not None:
-            add_weighted_rows(dW, targets, h, rows.slopes, factor=factor)
+            add_weighted_rows(dW, by_word, h, rows.slopes, factor=factor)
         if db is not None:
             ones = get_array_module(h).ones((targets.size, 1), h.dtype)
-            add_weighted_rows(db[:, None], targets, ones, rows.slopes, factor=factor)
+            add_weighted_rows(db[:, None], by_word, ones, rows.slopes, factor=factor)
         return rows.scaled_dh(factor, W), dW, db, None
 
     def _cleared_target(self, index: int, like: Any) -> Any:
