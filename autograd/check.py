@@ -122,12 +122,19 @@ def kinds_behind(outputs: Sequence[Variable]) -> set[type[Function]]:
 
 
 def functions_without_case(module: ModuleType) -> list[type[Function]]:
-    """The Functions of the module's package that none of its cases applies, by name."""
+    """The Functions of the module's package that none of its cases applies, by name.
+
+    Those that need CUDA kernels are not asked for: they run only where kernels do.
+    """
     package = importlib.import_module(module.__name__.rpartition(".")[0] or module.__name__)
     for found in pkgutil.walk_packages(getattr(package, "__path__", ()), f"{package.__name__}."):
         importlib.import_module(found.name)
     inside = f"{package.__name__}."
-    ours = {kind for kind in _subclasses(Function) if f"{kind.__module__}.".startswith(inside)}
+    ours = {
+        kind
+        for kind in _subclasses(Function)
+        if f"{kind.__module__}.".startswith(inside) and not kind.needs_kernels
+    }
     return sorted(ours - {case.kind for case in module.CASES}, key=lambda kind: kind.__name__)
 
 

@@ -33,6 +33,7 @@ class Function:
     _saved: tuple[Any, ...] | None = None
     saved_is_needed_again = False  # set by a backward pass that retains the graph
     applied_within = ""  # the span of a profile around its forward
+    needs_kernels = False  # True for those that CUDA kernels compute; tests hold them equal to their twins
     changes_dtype = False  # True for the few whose result has another precision by intention
     is_sum = False  # True for losses: of float16 inputs the result is float32, being a sum over all of them
 

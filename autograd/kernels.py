@@ -36,6 +36,7 @@ STORAGE = {
     "float64": ("double", "double"),
 }
 """What T and real are for arrays of a dtype. NumPy itself has no bfloat16; float64 is for gradient checks."""
+_NAMES = {np.dtype(name): name for name in STORAGE if name != "bfloat16"}
 
 _C_TYPES = {
     "float": "float32", "double": "float64", "int": "int32", "unsigned int": "uint32",
@@ -71,10 +72,11 @@ class KernelParameter(NamedTuple):
     type: str
     is_array: bool
 
-    def dtype(self, storage: str) -> str:
+    def dtype(self, storage: str) -> np.dtype:
         """The dtype that this parameter takes where T is `storage`."""
-        T, real = STORAGE[storage]
-        return _C_TYPES[{"T": T, "real": real}.get(self.type, self.type)] if self.type != "T" else storage
+        if self.type == "T":
+            return np.dtype(storage)
+        return np.dtype(_C_TYPES[STORAGE[storage][1] if self.type == "real" else self.type])
 
 
 class KernelModule:
@@ -91,7 +93,9 @@ class KernelModule:
 
     def __init__(self, package: str, name: str, source: str | None = None) -> None:
         self.package, self.name = package, name
-        self._given, self._compiled = source, {}  # type: ignore[var-annotated]
+        self._given = source
+        self._compiled: dict[tuple[int, str], dict[str, Any]] = {}
+        self._dtypes_of: dict[tuple[str, str], list[np.dtype]] = {}
 
     @functools.cached_property
     def source(self) -> str:
@@ -130,9 +134,14 @@ class KernelModule:
             names = ", ".join(parameter.name for parameter in parameters)
             raise ShapeError(f"{kernel}: takes {len(parameters)} arguments ({names}); got {len(args)}")
         storage = _storage(kernel, parameters, args, dtype)
-        grid, block = _three(blocks), _three(threads)
         xp = _array_module(kernel, parameters, args)
-        ready = [_checked(kernel, p, arg, storage, xp) for p, arg in zip(parameters, args, strict=True)]
+        ready = [
+            _checked_array(kernel, parameter.name, arg, expected, xp)
+            if parameter.is_array
+            else expected.type(arg)
+            for parameter, arg, expected in zip(parameters, args, self._dtypes(kernel, storage), strict=True)
+        ]
+        grid, block = _three(blocks), _three(threads)
         if 0 in grid:
             return
         if xp is not np:
@@ -144,6 +153,13 @@ class KernelModule:
         if runner is None:
             raise DtypeError(f"{kernel}: kernels take CuPy arrays; got NumPy's (tests: inside host_kernels)")
         runner(self, kernel, storage, grid, block, ready, shared_bytes)
+
+    def _dtypes(self, kernel: str, storage: str) -> list[np.dtype]:
+        """Of each parameter."""
+        key = kernel, storage
+        if key not in self._dtypes_of:
+            self._dtypes_of[key] = [parameter.dtype(storage) for parameter in self.kernels[kernel]]
+        return self._dtypes_of[key]
 
     def _parameters(self, kernel: str) -> list[KernelParameter]:
         if kernel not in self.kernels:
@@ -187,20 +203,14 @@ def _parameter(kernel: str, text: str) -> KernelParameter:
 
 
 def _storage(kernel: str, parameters: list[KernelParameter], args: tuple[Any, ...], dtype: Any) -> str:
-    """The dtype of the arrays given for T."""
-    found = {
-        str(arg.dtype)
-        for parameter, arg in zip(parameters, args, strict=True)
-        if parameter.type == "T" and hasattr(arg, "dtype")
-    }
-    if dtype is not None:
-        found.add(str(np.dtype(dtype)))
-    if len(found) > 1 or not found <= set(STORAGE):
-        raise DtypeError(
-            f"{kernel}: arrays of T must have one dtype of {', '.join(STORAGE)}; "
-            f"got {', '.join(sorted(found))}"
-        )
-    return found.pop() if found else "float32"
+    """The dtype of the arrays given for T, by the first of them; the others are checked against it."""
+    if dtype is None:
+        given = (arg for parameter, arg in zip(parameters, args, strict=True) if parameter.type == "T")
+        dtype = next((arg.dtype for arg in given if arg is not None), np.dtype(np.float32))
+    storage = _NAMES.get(dtype) or str(np.dtype(dtype))
+    if storage not in STORAGE:
+        raise DtypeError(f"{kernel}: arrays of T must be of {', '.join(STORAGE)}; got {storage}")
+    return storage
 
 
 def _three(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -209,30 +219,19 @@ def _three(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _array_module(kernel: str, parameters: list[KernelParameter], args: tuple[Any, ...]) -> Any:
-    """NumPy or CuPy: whose arrays these are, all of them."""
-    modules = {
-        get_array_module(arg)
-        for parameter, arg in zip(parameters, args, strict=True)
-        if parameter.is_array and arg is not None
-    }
-    if len(modules) != 1:
-        got = " and ".join(sorted(module.__name__ for module in modules)) or "none"
-        raise DtypeError(f"{kernel}: arrays must all be of one library; got {got}")
-    return modules.pop()
+    """NumPy or CuPy, by the first array."""
+    for parameter, arg in zip(parameters, args, strict=True):
+        if parameter.is_array and arg is not None:
+            return get_array_module(arg)
+    raise DtypeError(f"{kernel}: at least one argument must be an array")
 
 
-def _checked(kernel: str, parameter: KernelParameter, arg: Any, storage: str, xp: Any) -> Any:
-    """The argument as the compiled kernel takes it."""
-    dtype = parameter.dtype(storage)
-    if not parameter.is_array:
-        return np.dtype(dtype).type(arg)
-    if arg is None:
+def _checked_array(kernel: str, name: str, array: Any, dtype: np.dtype, xp: Any) -> Any:
+    if array is None:
         return None
-    if not isinstance(arg, xp.ndarray) or arg.dtype != dtype:
-        got = str(getattr(arg, "dtype", type(arg).__name__))
-        raise DtypeError(f"{kernel}: {parameter.name} must be an array of {dtype}; got {got}")
-    if not arg.flags.c_contiguous:
-        raise ShapeError(
-            f"{kernel}: {parameter.name} must be contiguous; got {arg.shape} with strides {arg.strides}"
-        )
-    return arg
+    if not isinstance(array, xp.ndarray) or array.dtype != dtype:
+        got = f"{type(array).__module__}.{type(array).__name__} of {getattr(array, 'dtype', 'no dtype')}"
+        raise DtypeError(f"{kernel}: {name} must be {xp.__name__}.ndarray of {dtype}; got {got}")
+    if not array.flags.c_contiguous:
+        raise ShapeError(f"{kernel}: {name} must be contiguous; got {array.shape}, strides {array.strides}")
+    return array

@@ -102,19 +102,28 @@ class MaskStream:
         words = self._philox(place, step, skipped // ELEMENTS_PER_COUNT).random_raw(-(-(size + offset) // 4))
         return _scaled(words.view(np.uint16)[offset : offset + size].reshape(shape), keep_prob, dtype)
 
+    def key(self, place: str) -> tuple[int, int]:
+        """Of the Philox generator whose counter begins at zero for every step of every window."""
+        return self.seed, zlib.crc32(place.encode())
+
     def _philox(self, place: str, step: int = 0, count: int = 0) -> np.random.Philox:
-        key = np.array([self.seed, zlib.crc32(place.encode())], np.uint64)
+        key = np.array(self.key(place), np.uint64)
         return np.random.Philox(key=key, counter=np.array([count, step, 0, self.window], np.uint64))
 
 
-def _scaled(draws: Any, keep_prob: float, dtype: Any) -> Any:
-    """1 / keep_prob where a draw of 16 bits says `kept`, else 0.
+def kept_levels(keep_prob: float) -> tuple[int, float]:
+    """How many of the 65,536 values of a draw say `kept`, and what a kept element is scaled by.
 
     Below 256 of the levels their rounding would be felt in the mean, so the scale follows it.
     """
-    levels_kept = max(round(keep_prob * LEVELS), 1)
-    scale = 1 / keep_prob if levels_kept >= 256 else LEVELS / levels_kept
-    return (draws < np.uint32(levels_kept)) * np.asarray(scale, dtype)  # (30)
+    levels = max(round(keep_prob * LEVELS), 1)
+    return levels, 1 / keep_prob if levels >= 256 else LEVELS / levels
+
+
+def _scaled(draws: Any, keep_prob: float, dtype: Any) -> Any:
+    """1 / keep_prob where a draw of 16 bits says `kept`, else 0."""
+    levels, scale = kept_levels(keep_prob)
+    return (draws < np.uint32(levels)) * np.asarray(scale, dtype)  # (30)
 
 
 class Dropouts:
@@ -123,11 +132,11 @@ class Dropouts:
     Args:
         config: what is dropped, and how.
         masks: where masks are drawn from; None in evaluation, where nothing is dropped.
-        dtype: of the model.
+        like: an array of the model, for its dtype.
     """
 
-    def __init__(self, config: ModelConfig, masks: MaskStream | None, dtype: Any) -> None:
-        self.config, self.masks, self.dtype = config, masks, dtype
+    def __init__(self, config: ModelConfig, masks: MaskStream | None, like: Any) -> None:
+        self.config, self.masks, self.like = config, masks, like
 
     def embedding(self, inputs: Any, W: Variable) -> Variable:
         """Rows of the masked W (V, E) for inputs (T, B), masked once more where they enter the layers."""
@@ -136,13 +145,13 @@ class Dropouts:
 
     def _lookup(self, inputs: Any, W: Variable) -> Variable:
         """A word has one mask, wherever in the window it stands."""
-        keep, (V, E) = self.config.encoder_emb_keep_prob, W.shape
-        if (masks := self._draws(keep)) is None:
+        keep = self.config.encoder_emb_keep_prob
+        if not self._acts(keep):
             return F.embedding(inputs, W)
         if self.config.encoder_emb_dropout == "rows":
-            return F.embedding(inputs, W, masks.weight_mask("embedding", (V,), keep, self.dtype))
+            return F.embedding(inputs, W, self.word_mask("embedding", len(W.data), keep))
         x = F.embedding(inputs, W)  # before the mask: it checks the ids
-        return x * masks.lookup_mask("embedding", inputs, E, keep, self.dtype)  # (34)
+        return self.times_lookup_mask("embedding", x, inputs, keep)
 
     def input_weight(self, index: int, W_ih: Variable) -> Variable:
         return self._weight(f"input_weight.{index}", W_ih, self.config.input_weight_keep_prob)
@@ -153,9 +162,7 @@ class Dropouts:
     def candidate_mask(self, index: int, shape: tuple[int, ...]) -> Any:
         """(T, B, units), what the candidates of a layer are multiplied with, or None."""
         keep = self.config.recurrent_keep_prob
-        if (masks := self._draws(keep)) is None:
-            return None
-        return masks.step_mask(f"candidate.{index}", shape, keep, self.dtype)
+        return self.step_mask(f"candidate.{index}", shape, keep) if self._acts(keep) else None
 
     def input(self, index: int, x: Variable) -> Variable:
         return self._activation(f"input.{index}", x, self.config.activation_keep_probs(index)[0])
@@ -163,19 +170,41 @@ class Dropouts:
     def output(self, index: int, x: Variable) -> Variable:
         return self._activation(f"output.{index}", x, self.config.activation_keep_probs(index)[1])
 
-    def _draws(self, keep: float) -> MaskStream | None:
-        """Where a mask of this keep probability is drawn from; None if there is none."""
-        return None if keep == 1 else self.masks
+    def _acts(self, keep: float) -> bool:
+        return keep != 1 and self.masks is not None
 
     def _weight(self, place: str, W: Variable, keep: float) -> Variable:
-        if (masks := self._draws(keep)) is None:
-            return W
-        return W * masks.weight_mask(place, W.shape, keep, self.dtype)  # (31): one for all steps
+        return self.times_weight_mask(place, W, keep) if self._acts(keep) else W
 
     def _activation(self, place: str, x: Variable, keep: float) -> Variable:
         """x (T, B, units) times one mask (B, units) for all steps (Gal & Ghahramani 2016), or one a step."""
-        if (masks := self._draws(keep)) is None:
+        if not self._acts(keep):
             return x
         if self.config.activation_dropout == "per_step":
-            return x * masks.step_mask(place, x.shape, keep, self.dtype)  # (32)
-        return x * masks.row_mask(place, x.shape[1:], keep, self.dtype)  # (32)
+            return self.times_step_mask(place, x, keep)
+        return self.times_row_mask(place, x, keep)
+
+    # What follows draws, and is all that `dropout_cuda.KernelDropouts` does otherwise.
+
+    @property
+    def stream(self) -> MaskStream:
+        assert self.masks is not None
+        return self.masks
+
+    def word_mask(self, place: str, V: int, keep: float) -> Any:
+        return self.stream.weight_mask(place, (V,), keep, self.like.dtype)
+
+    def step_mask(self, place: str, shape: tuple[int, ...], keep: float) -> Any:
+        return self.stream.step_mask(place, shape, keep, self.like.dtype)
+
+    def times_lookup_mask(self, place: str, x: Variable, ids: Any, keep: float) -> Variable:
+        return x * self.stream.lookup_mask(place, ids, x.shape[-1], keep, self.like.dtype)  # (34)
+
+    def times_weight_mask(self, place: str, W: Variable, keep: float) -> Variable:
+        return W * self.stream.weight_mask(place, W.shape, keep, self.like.dtype)  # (31): one for all steps
+
+    def times_row_mask(self, place: str, x: Variable, keep: float) -> Variable:
+        return x * self.stream.row_mask(place, x.shape[1:], keep, self.like.dtype)  # (32)
+
+    def times_step_mask(self, place: str, x: Variable, keep: float) -> Variable:
+        return x * self.stream.step_mask(place, x.shape, keep, self.like.dtype)  # (32)

@@ -21,10 +21,12 @@ from autograd import (
     no_backprop_mode,
 )
 from autograd.functions.loss import log_softmax_array
+from autograd.kernels import use_kernels
 from autograd.profile import span
 from minilstm.adaptive_softmax import adaptive_log_probs, adaptive_softmax_loss, adaptive_token_losses
 from minilstm.config import ModelConfig
 from minilstm.dropout import Dropouts, MaskStream
+from minilstm.dropout_cuda import KernelDropouts
 from minilstm.layer_norm_lstm import layer_norm_lstm
 from minilstm.lstm import F as FORGET
 from minilstm.lstm import lstm
@@ -295,7 +297,8 @@ class LanguageModel:
         run_lstm = LSTMS[self.implementation][self.config.layer_norm]
         if self.config.layer_norm:
             run_lstm = functools.partial(run_lstm, epsilon=self.config.layer_norm_epsilon)
-        dropouts = Dropouts(self.config, masks, self.dtype)
+        kind = KernelDropouts if use_kernels(self.flat_parameters) else Dropouts
+        dropouts = kind(self.config, masks, self.flat_parameters)
 
         with span("embedding"):
             x = dropouts.embedding(inputs, self.embedding)

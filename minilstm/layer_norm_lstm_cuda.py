@@ -26,6 +26,7 @@ class KernelLayerNormLSTM(Function):
     """As `minilstm.layer_norm_lstm.LayerNormLSTM`; tanh(c) is computed again."""
 
     label = "layer_norm_lstm"
+    needs_kernels = True
 
     def __init__(self, candidate_mask: Any = None, epsilon: float = 0.0) -> None:
         self.candidate_mask, self.epsilon = candidate_mask, epsilon

@@ -26,6 +26,7 @@ class KernelLSTM(Function):
     """As `minilstm.lstm.LSTM`; tanh(c) is not kept but computed again."""
 
     label = "lstm"
+    needs_kernels = True
 
     def __init__(self, candidate_mask: Any = None) -> None:
         self.candidate_mask = candidate_mask
