@@ -13,7 +13,7 @@ import numpy as np
 
 from autograd import Function
 from autograd.backend import accumulation_dtype, get_array_module
-from autograd.functions.embedding_kernels import add_weighted_rows
+from autograd.functions.embedding_kernels import add_weighted_rows, sort_ids
 from autograd.mode import is_backprop_enabled
 from minilstm.sampled_softmax import Sample, check_sample, corrected_bias
 from minilstm.softmax_kernels import (
@@ -28,7 +28,7 @@ from minilstm.tied_softmax import check_loss_inputs
 from minilstm.tied_softmax_cuda import CHUNK_BYTES, SoftmaxOverRows, device_ids, packed_width
 
 
-class DeviceSampledSoftmaxLoss(Function):
+class KernelSampledSoftmaxLoss(Function):
     """`SampledSoftmaxLoss` by kernels; the loss is a number of `accumulation_dtype`: float32 for float16.
 
     Args:
@@ -37,7 +37,7 @@ class DeviceSampledSoftmaxLoss(Function):
     """
 
     label = "sampled_softmax_loss"
-    changes_dtype = True
+    is_sum = True
 
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
@@ -49,8 +49,8 @@ class DeviceSampledSoftmaxLoss(Function):
         xp, real, E = get_array_module(h), accumulation_dtype(h.dtype), W.shape[1]
         packed_W = pack_rows(W, None, packed_width(E, W.dtype), padded(ids.size), ids)
         shift = xp.zeros(len(packed_W), real)
-        shift[: ids.size] = corrected_bias(b, ids, self.sample.num_tries, real)
-        own_bias = corrected_bias(b, xp.maximum(targets, 0), self.sample.num_tries, real)
+        shift[: ids.size] = corrected_bias(b, ids, self.sample.num_tries)
+        own_bias = corrected_bias(b, xp.maximum(targets, 0), self.sample.num_tries)
         rows = SoftmaxOverRows(h, packed_W, ids.size, CHUNK_BYTES)
         t = target_logits(h, W, targets, own_bias)
         rows.run(targets, _places(targets, ids), t, False, is_backprop_enabled(), shift)
@@ -66,11 +66,12 @@ class DeviceSampledSoftmaxLoss(Function):
         dW, db = (self._cleared_target(index, like=W) for index in (1, 2))
         into = [None if target is None else (target, False) for target in (dW, db)]
         unpack_rows(rows.dW, W.shape[1], factor, into[0], into[1], ids)
+        by_word = sort_ids(targets)
         if dW is not None:
-            add_weighted_rows(dW, targets, h, rows.slopes, factor=factor)
+            add_weighted_rows(dW, by_word, h, rows.slopes, factor=factor)
         if db is not None:
             ones = get_array_module(h).ones((targets.size, 1), h.dtype)
-            add_weighted_rows(db[:, None], targets, ones, rows.slopes, factor=factor)
+            add_weighted_rows(db[:, None], by_word, ones, rows.slopes, factor=factor)
         return rows.scaled_dh(factor, W), dW, db, None
 
     def _cleared_target(self, index: int, like: Any) -> Any:

@@ -40,11 +40,11 @@ GRADIENT_SCALE = 2.0**12
 """Of gradients by the logits in float16: they lie within ± 1, so that it could be up to 2¹⁵."""
 
 
-class DeviceTiedSoftmaxLoss(Function):
+class KernelTiedSoftmaxLoss(Function):
     """`TiedSoftmaxLoss` by kernels; the loss is a number of `accumulation_dtype`: float32 for float16."""
 
     label = "tied_softmax_loss"
-    changes_dtype = True
+    is_sum = True
 
     def __init__(self, chunk_bytes: int = CHUNK_BYTES) -> None:
         self.chunk_bytes = chunk_bytes
@@ -153,7 +153,7 @@ def _chunks(size: int, row_bytes: int, chunk_bytes: int) -> list[slice]:
     return [slice(start, min(start + height, size)) for start in range(0, size, height)]
 
 
-def device_token_losses(h: Any, W: Any, b: Any, targets: Any) -> Any:
+def kernel_token_losses(h: Any, W: Any, b: Any, targets: Any) -> Any:
     """`tied_token_losses` by kernels: (N) in nats, in `accumulation_dtype`."""
     return tied_rows(h, W, b, targets, gradients=False)[0].losses
 

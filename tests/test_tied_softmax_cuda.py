@@ -13,20 +13,20 @@ from autograd.gradient_check import check_backward
 from autograd.kernels import host_kernels
 from minilstm import LanguageModel, MaskStream, ModelConfig, tied_softmax_cuda
 from minilstm.sampled_softmax import LogUniformSampler, Sample, sampled_softmax_loss
-from minilstm.sampled_softmax_cuda import DeviceSampledSoftmaxLoss
+from minilstm.sampled_softmax_cuda import KernelSampledSoftmaxLoss
 from minilstm.tied_softmax import tied_softmax_loss, tied_token_losses
-from minilstm.tied_softmax_cuda import DeviceTiedSoftmaxLoss, device_token_losses, workspace_bytes
+from minilstm.tied_softmax_cuda import KernelTiedSoftmaxLoss, kernel_token_losses, workspace_bytes
 
 TOLERANCES = {np.float16: 2e-3, np.float32: 2e-6, np.float64: 1e-14}
 NAMES = ("loss", "dh", "dW", "db")
 
 
 def tied(h, W, b, targets, chunk_bytes=1 << 30):
-    return DeviceTiedSoftmaxLoss(chunk_bytes).apply(h, W, b, targets)
+    return KernelTiedSoftmaxLoss(chunk_bytes).apply(h, W, b, targets)
 
 
 def sampled(h, W, b, targets, sample):
-    return DeviceSampledSoftmaxLoss(sample).apply(h, W, b, targets)
+    return KernelSampledSoftmaxLoss(sample).apply(h, W, b, targets)
 
 
 def drawn(V, num_samples):
@@ -202,7 +202,7 @@ def test_evaluation_makes_no_gradients_and_a_frozen_matrix_gets_none(loss, optio
 def test_token_losses():
     h, W, b, targets = example(dtype=np.float16)
     exact = tied_token_losses(*(value.astype(np.float64) for value in (h, W, b)), targets)
-    ours = device_token_losses(h, W, b, targets)
+    ours = kernel_token_losses(h, W, b, targets)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, exact, atol=0.01)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,22 +10,32 @@ from autograd.backend import accumulation_dtype, get_array_module
 from autograd.kernels import KernelModule, use_kernels
 
 EMBEDDING = KernelModule("autograd", "embedding")
-SORT_THREADS = 256
-"""In a block of `sort_ids`; embedding.cu has the same."""
+SORT_THREADS, CHUNK = 256, 8
+"""In a block of `sort_ids`, and the positions that a block of `add_rows` sums; embedding.cu has the same."""
 
 
-def sort_ids(ids: Any) -> Any:
-    """Where each id stands, in the order of the ids and, among equal ones, of their places: int32 (N).
+class SortedIds(NamedTuple):
+    """Ids by size: where each of them stood, and which it is; int32 (N) both."""
+
+    order: Any
+    words: Any
+
+
+def sort_ids(ids: Any) -> SortedIds:
+    """The ids sorted, equal ones in the order in which they stand.
 
     Args:
-        ids: int32 (N).
+        ids: integers (N).
     """
-    order = get_array_module(ids).empty(ids.size, np.int32)
+    xp = get_array_module(ids)
+    ids = xp.asarray(ids, dtype=np.int32)
+    order, words = xp.empty(ids.size, np.int32), xp.empty(ids.size, np.int32)
     if use_kernels(ids):
-        EMBEDDING.launch("sort_ids", -(-ids.size // SORT_THREADS), SORT_THREADS, ids, ids.size, order)
+        EMBEDDING.launch("sort_ids", -(-ids.size // SORT_THREADS), SORT_THREADS, ids, ids.size, order, words)
     else:
         order[:] = np.argsort(ids, kind="stable")
-    return order
+        words[:] = ids[order]
+    return SortedIds(order, words)
 
 
 def add_weighted_rows(
@@ -33,32 +43,35 @@ def add_weighted_rows(
 ) -> None:
     """target[ids[n]] += factor · word_scale[ids[n]] · weights[n] · rows[n] for every n: (27).
 
-    The rows of one id are summed in the order of n, float16 in float32, and rounded once into the target:
+    The rows of one id are summed in a fixed order, float16 in float32, and rounded once into the target:
     always the same bits. Nothing is read back from the device.
 
     Args:
         target: (V, E).
-        ids: integers (N), below V; one below 0 stands for no word.
+        ids: integers (N) below V, or what `sort_ids` makes of them; one below 0 stands for no word.
         rows: (N, E), of the target's dtype.
         weights: (N) or None, in the `accumulation_dtype`.
         word_scale: (V) or None, of the target's dtype.
         factor: (1) or None, in the `accumulation_dtype`.
     """
-    xp = get_array_module(target)
-    ids, rows = xp.asarray(ids, dtype=np.int32), xp.ascontiguousarray(rows)
-    if not ids.size:
+    xp, real = get_array_module(target), accumulation_dtype(target.dtype)
+    order, words = ids if isinstance(ids, SortedIds) else sort_ids(xp.asarray(ids))
+    if not words.size:
         return
-    order, width = sort_ids(ids), target.shape[1]
+    rows, width = xp.ascontiguousarray(rows), target.shape[1]
     if use_kernels(target):
-        threads = min(-(-width // 32) * 32, 1024)
+        chunks, threads = -(-words.size // CHUNK), min(-(-width // 32) * 32, 512)
+        partial = xp.empty((chunks, 2, width), real)
         EMBEDDING.launch(
-            "add_rows", ids.size, threads, target, width, ids, order, ids.size, rows, rows.shape[1],
-            weights, word_scale, factor,
+            "add_rows", chunks, threads, target, width, order, words, words.size, rows, rows.shape[1],
+            weights, word_scale, factor, partial,
+        )  # fmt: skip
+        EMBEDDING.launch(
+            "join_runs", chunks, threads, target, width, words, words.size, word_scale, factor, partial
         )  # fmt: skip
         return
-    real = accumulation_dtype(target.dtype)
-    for word in np.unique(ids[ids >= 0]):
-        own = order[ids[order] == word]
+    for word in np.unique(words[words >= 0]):
+        own = order[words == word]
         weighted = rows[own].astype(real) if weights is None else rows[own] * weights[own, None]
         scale = (1 if factor is None else factor[0]) * (1 if word_scale is None else word_scale[word])
         target[word] = target[word] + real.type(scale) * np.add.reduce(weighted, axis=0, dtype=real)
