@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +17,8 @@ LOGITS_BYTES = 64 << 20
 """Of the vocabulary's products at a time: the logits of the largest size would take 0.8 GB."""
 
 
-class Product(NamedTuple):
+@dataclass(frozen=True)
+class Product:
     """`count` products of (rows, depth) by (depth, columns)."""
 
     rows: int
@@ -51,9 +52,10 @@ def floor_timer(size: Size) -> Callable[[], float]:
     """
     rng = np.random.default_rng(0)
     prepared = []
-    for rows, depth, columns, count in step_products(size):
-        a, b = rng.random((rows, depth), np.float32), rng.random((depth, columns), np.float32)
-        prepared.append((a, b, np.empty((rows, columns), np.float32), count))
+    for product in step_products(size):
+        a = rng.random((product.rows, product.depth), np.float32)
+        b = rng.random((product.depth, product.columns), np.float32)
+        prepared.append((a, b, np.empty((product.rows, product.columns), np.float32), product.count))
 
     def multiply() -> float:
         start = time.perf_counter()

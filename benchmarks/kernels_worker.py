@@ -74,7 +74,7 @@ def main() -> int:
 
         side = torch_kernels.prepare
     else:
-        side = prepare  # type: ignore[assignment]
+        side = prepare
 
     @functools.cache
     def order(name: str) -> Callable[[], dict[str, Any]]:

@@ -38,8 +38,7 @@ def check_report_flags(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace, result: dict[str, Any], table: str) -> None:
     """Write the result where --out says, and print it as --json says, else the table."""
-    text = json.dumps(result, indent=1)
     if options.out:
         with atomic_write(options.out) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-    print(text if options.json else table)
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result) if options.json else table)

@@ -184,7 +184,7 @@ def predictions() -> list[dict[str, Any]]:
     rows = []
     for softmax, (step, after_softmax) in ASSUMED_MS.items():
         kind, rows_only = softmax.partition(",")[0], softmax.endswith("rows only")
-        config = dataclasses.replace(CARD, softmax=kind)
+        config = dataclasses.replace(CARD, softmax="sampled" if kind == "sampled" else "full")
         job = Job(config, step / 1e3, CARD_TOKENS, rows_only, overlap_seconds=after_softmax / 1e3)
         for cluster in CLUSTERS:
             for ranks in MODEL_RANKS:

@@ -69,7 +69,8 @@ def size_of(text: str) -> Size:
     numbers = re.fullmatch(r"V=(\d+) E=(\d+) H=(\d+) L=(\d+) B=(\d+) T=(\d+)", text.replace(",", ""))
     if numbers is None:
         raise InputError(f"size: expected {', '.join(SIZES)} or V=… E=… H=… L=… B=… T=…; got {text!r}")
-    return Size(*map(int, numbers.groups()), steps=1)
+    V, E, H, L, B, T = map(int, numbers.groups())
+    return Size(V, E, H, L, batch_size=B, window=T, steps=1)
 
 
 def zipf_ids(rng: np.random.Generator, shape: tuple[int, ...], vocab_size: int) -> np.ndarray:

@@ -50,6 +50,6 @@ def prepare(name: str, case: Case) -> Callable[[], tuple[Any, list[Any]]] | None
             tensor.grad = None
         y = FUNCTIONS[name](*inputs, *constants)
         y.backward(dy)
-        return y.detach().numpy(), [tensor.grad.numpy() for tensor in inputs]  # type: ignore[union-attr]
+        return y.detach().numpy(), [tensor.grad.numpy() for tensor in inputs]
 
     return run

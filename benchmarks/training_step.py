@@ -29,7 +29,6 @@ The JSON object has these fields, its figures being medians over the steps:
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from contextlib import ExitStack
@@ -40,6 +39,7 @@ from typing import Any
 from autograd.command import Parser
 from autograd.errors import InputError
 from benchmarks.child import Child
+from benchmarks.report import add_report_flags, check_report_flags, report
 from benchmarks.sizes import SIZES, Size
 from benchmarks.systems import require_torch
 from benchmarks.training_step_worker import GEMM_SIZE
@@ -151,12 +151,13 @@ def main(argv: list[str] | None = None) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name}: expected at least 1, got {value}")
+    check_report_flags(options)
     if options.against == "torch":
         require_torch()
     steps = options.steps or SIZES[options.size].steps
     samples = measure(options.size, options.against, steps, options.threads)
     result = summarize(options.size, samples)
-    print(json.dumps(result) if options.json else table(result, samples))
+    report(options, result, table(result, samples))
     difference = result["loss_difference"]
     if difference is not None and not difference <= LOSS_TOLERANCE:
         raise SystemExit(
@@ -174,7 +175,7 @@ def _parser() -> Parser:
     parser.add_argument("--against", choices=("torch", "none"), default="none", help="default: none")
     parser.add_argument("--steps", type=int, metavar="N", help="timed steps of each side; default: by size")
     parser.add_argument("--threads", type=int, metavar="N", help="of each side; default: one a core")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_report_flags(parser)
     return parser
 
 
