@@ -12,6 +12,7 @@ import numpy as np
 from autograd.parallel import num_threads
 from benchmarks.child import peak_rss_mb, serve
 from benchmarks.floor import floor_timer
+from benchmarks.levers import LEVERS
 from benchmarks.sizes import Size, size_of, zipf_windows
 from benchmarks.systems import make_system
 from train.config import TrainConfig
@@ -56,9 +57,12 @@ def gemm_timer() -> Callable[[], dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step_worker")
     parser.add_argument("system", choices=("ours", "torch", "floor", "gemm"))
+    parser.add_argument("--without", choices=LEVERS, help="a lever of speed that is switched off")
     parser.add_argument("size", type=size_of)
     options = parser.parse_args()
     size = options.size
+    if options.without:
+        LEVERS[options.without].switch_off()
     if options.system == "gemm":
         step = gemm_timer()
     elif options.system == "floor":

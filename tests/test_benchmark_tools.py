@@ -6,12 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from mpi import run_ranks
 
 from autograd.errors import InputError
-from benchmarks import kernels, memory
+from benchmarks import evaluation, kernels, levers, memory, performance
 from benchmarks.kernel_cases import Case, make_cases
 from benchmarks.report import check_report_flags, report
 from benchmarks.sizes import SIZES, size_of
+from benchmarks.training_step_worker import step_timer
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 
@@ -97,3 +99,64 @@ def test_files_that_cannot_be_written_are_refused_before_the_measurement(tmp_pat
 def test_numbers_out_of_range_are_named(arguments):
     with pytest.raises(InputError, match=f"{arguments[0]}: expected"):
         kernels.main(arguments)
+
+
+ALL_LEVERS_OFF = """
+import json
+from benchmarks.levers import LEVERS
+from benchmarks.sizes import size_of
+from benchmarks.training_step_worker import step_timer
+
+for lever in LEVERS.values():
+    lever.switch_off()
+step = step_timer("ours", size_of("tiny"))
+print(json.dumps([step()["loss"] for _ in range(3)]))
+"""
+
+
+def test_without_its_levers_a_step_computes_the_same():
+    found = run_ranks(1, ALL_LEVERS_OFF)
+    assert found.returncode == 0, found.stderr
+    step = step_timer("ours", size_of("tiny"))
+    assert json.loads(found.stdout) == pytest.approx([step()["loss"] for _ in range(3)], abs=1e-6)
+
+
+def test_levers_are_measured_in_turns(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(levers, "LEVERS", {"panels": levers.LEVERS["panels"]})
+    out = tmp_path / "levers.json"
+    assert levers.main(["--size", "tiny", "--rounds", "1", "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())["levers"]
+    assert set(rows) == {"all", "panels"}
+    assert rows["panels"]["gain"] == rows["panels"]["seconds"] / rows["all"]["seconds"]
+    assert "panels" in capsys.readouterr().out
+
+
+@needs_torch
+def test_both_sides_score_a_text_alike(tmp_path):
+    out = tmp_path / "evaluation.json"
+    flags = ["--size", "tiny", "--tokens", "300", "--rounds", "1"]
+    assert evaluation.main([*flags, "--against", "torch", "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["speedup"] == result["ours"] / result["torch"]
+    assert result["loss_difference"] < 1e-5
+
+
+def test_a_table_stands_between_its_marks():
+    document = "# P\n\n<!-- a -->\nold\n<!-- end a -->\n\ntext\n"
+    plot = str(performance.IMAGES / "memory.png")
+    found = performance.with_table(document, "a", ["benchmarks.memory", "--plot", plot], "x  \ny")
+    assert found == (
+        "# P\n\n<!-- a -->\n\n    .venv/bin/python -m benchmarks.memory --plot docs/images/memory.png\n\n"
+        "    x\n    y\n\n<!-- end a -->\n\ntext\n"
+    )
+    assert performance.with_table(found, "a", ["benchmarks.memory", "--plot", plot], "x  \ny") == found
+    assert performance.with_table(document, "b", [], "x") == document
+
+
+def test_every_part_has_its_place_in_the_document():
+    document = performance.DOCUMENT.read_text(encoding="utf-8")
+    for name in performance.parts(short=False, against=[]):
+        assert f"<!-- {name} -->\n" in document
+        assert f"<!-- end {name} -->\n" in document
+    with pytest.raises(InputError, match="--only: unknown 'kernel'"):
+        performance.main(["--only", "kernel"])
