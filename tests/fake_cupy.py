@@ -277,11 +277,14 @@ def stream_class(cupy):
             cupy.streams.pop()
 
         def begin_capture(self, mode=None):
+            global WAITS_ARE_ERRORS
             cupy.history.append("begin_capture")
-            cupy.capturing = Graph()
+            cupy.capturing, WAITS_ARE_ERRORS = Graph(), cupy.runs_what_it_captures
 
         def end_capture(self):
+            global WAITS_ARE_ERRORS
             cupy.history.append("end_capture")
+            WAITS_ARE_ERRORS = False
             graph, cupy.capturing = cupy.capturing, None
             return graph
 

@@ -19,6 +19,7 @@ from minilstm.language_model import LanguageModel, State
 from train.communicator import Communicator
 from train.cuda_graph import GraphedFunction
 from train.graph_masks import GraphMasks, why_no_graph
+from train.mixed_precision import LossScaler, MasterWeights
 from train.optimizers import Optimizer, add_scaled
 from train.step import StepResult
 from train.update_kernels import NAMES
@@ -32,8 +33,7 @@ class DeviceStep:
 
     Args:
         device: where the model lives (train.device).
-        scaler, masters: of the loss and of the weights in mixed precision (train.mixed_precision); None: the
-            model computes with its own weights.
+        scaler: of the loss, in mixed precision; None: the model computes with its own weights.
         graphs: capture forward and backward.
         tell: hears one line if they cannot be captured.
     """
@@ -47,17 +47,16 @@ class DeviceStep:
         clip_norm: float = 0.0,
         accumulate: int = 1,
         l2_tied: float = 0.0,
-        scaler: Any = None,
-        masters: Any = None,
+        scaler: LossScaler | None = None,
         graphs: bool = True,
         tell: Callable[[str], None] = print,
     ) -> None:
         self.model, self.optimizer, self.communicator, self.device = model, optimizer, communicator, device
         self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
-        self.scaler, self.masters = scaler, masters
-        self.computing: LanguageModel = masters.half if masters else model
+        self.scaler, self.masters = scaler, MasterWeights(model) if scaler else None
+        self.computing = self.masters.half if self.masters else model
         self._ranges: dict[Variable, range] = dict(self.computing.parameter_ranges())
-        self._scale: Any = device.xp.ones((), np.float32 if masters else model.dtype)
+        self._scale: Any = device.xp.ones((), np.float32 if scaler else model.dtype)
         self._unread: Callable[[], tuple[float, float]] | None = None
         self._graphed: GraphedFunction | None = None
         self._masks = GraphMasks(device)
