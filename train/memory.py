@@ -85,7 +85,11 @@ def _passing_floats(model: ModelConfig, index: int, steps: int) -> int:
 def _block_of_logits(model: ModelConfig, steps: int) -> int:
     """Elements of one block a thread."""
     words = model.num_samples if model.softmax == "sampled" else model.vocab_size
-    return num_threads() * steps * min(BLOCK_WORDS, words)
+    return _softmax_threads(words) * steps * min(BLOCK_WORDS, words)
+
+
+def _softmax_threads(words: int) -> int:
+    return min(num_threads(), -(-words // BLOCK_WORDS))
 
 
 def _softmax_floats(model: ModelConfig, steps: int) -> int:
@@ -99,7 +103,7 @@ def _softmax_floats(model: ModelConfig, steps: int) -> int:
         softmaxes += bands  # at most: it depends on how many rows each band gets
         gathered = 2 * (model.adaptive_bands[0] + bands) * (model.output_size + 1)
     kept = min(softmaxes * KEPT_BYTES // FLOAT_BYTES, steps * words)
-    return kept + num_threads() * steps * (BLOCK_WORDS + 2 * model.output_size) + gathered
+    return kept + _softmax_threads(words) * steps * (BLOCK_WORDS + 2 * model.output_size) + gathered
 
 
 def describe(model: ModelConfig, train: TrainConfig, ranks: int) -> str:
