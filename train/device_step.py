@@ -157,7 +157,17 @@ class DeviceStep:
         if self.masters or self.accumulate > 1:
             objective = objective * Variable(self._scale, requires_grad=False)
         objective.backward(on_complete=self._teller(mean) if mean else None)
-        return loss.data, detach(new_state)
+        return loss.data, self._finite(detach(new_state), state)
+
+    def _finite(self, new: State, old: State) -> State:
+        """The new state, in mixed precision without what is not finite: there it is as it was before."""
+        if self.scaler is None:
+            return new
+        where, isfinite = self.device.xp.where, self.device.xp.isfinite
+        return [
+            (where(isfinite(h), h, old_h), where(isfinite(c), c, old_c))
+            for (h, c), (old_h, old_c) in zip(new, old, strict=True)
+        ]
 
     def _teller(self, mean: Any) -> Callable[[Variable], None]:
         return lambda parameter: mean.completed(self._ranges[parameter])

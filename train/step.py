@@ -155,6 +155,24 @@ class TrainingStep:
         return lambda parameter: mean.completed(self._ranges[parameter])
 
 
+def finite_state(new: State, old: State | None) -> State:
+    """The state to carry on after a step that was skipped: rows that are not finite are as they were before.
+
+    Args:
+        new: what the step left, (h, c) of shapes (B, H) per layer.
+        old: what it began with; None: zeros. Each row decides for itself, in all layers at once, so that it
+            does not matter how the rows are dealt out among ranks.
+    """
+    bad = ~np.all([np.isfinite(part).all(axis=1) for pair in new for part in pair], axis=0)
+    if not bad.any():
+        return new
+    before = [(np.zeros_like(h), np.zeros_like(c)) for h, c in new] if old is None else old
+    for pair, pair_before in zip(new, before, strict=True):
+        for part, part_before in zip(pair, pair_before, strict=True):
+            part[bad] = part_before[bad]
+    return new
+
+
 def _joined(states: list[State]) -> State:
     """The states of groups of rows as that of all of them."""
     if len(states) == 1:

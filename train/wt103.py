@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from autograd.errors import InputError
 from minilstm.sampled_softmax import check_sorted_by_frequency
 from train.batches import RankRows
 from train.communicator import Communicator, get_communicator
@@ -24,10 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     config, args = config_from_args(argv)
     communicator = get_communicator()
     train = config.train
-    if train.precision == "mixed":
-        raise InputError("precision mixed: this version trains in float32 alone; leave --precision out")
     rows = RankRows.of(communicator.rank, communicator.size, train.batch_size, train.accumulate)
     folder = RunFolder(args.run_dir)
+    if not args.resume:  # a resumed run computes on with the epsilon that it began with
+        config = config.with_epsilon_of_precision()
     if args.dry_run:
         return _dry_run(config, communicator)
     device = open_device(train.device, train.precision, launcher(), train.share_gpus)
