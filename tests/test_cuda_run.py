@@ -31,6 +31,8 @@ def runs(tmp_path_factory, host_runner):
             assert wt103.main(flags(text, folder / "cuda", **on_gpu)) == 0
             assert wt103.main(flags(text, folder / "parts", **{**on_gpu, "max_steps": 2})) == 0
             assert wt103.main([*flags(text, folder / "parts", **on_gpu), "--resume"]) == 0
+            mixed = {**on_gpu, "precision": "mixed", "max_steps": 3, "evaluate_every": 100}
+            assert wt103.main(flags(text, folder / "mixed", **mixed)) == 0
         yield folder
 
 
@@ -54,6 +56,14 @@ def test_its_rows_hold_the_losses_of_the_step_before(runs):
 
 def test_resumed_on_a_gpu_to_equal_bits(runs):
     assert weights_of(runs / "parts").tobytes() == weights_of(runs / "cuda").tobytes()
+
+
+def test_a_mixed_run_on_a_gpu_goes_the_same_way(runs):
+    cpu, mixed = (
+        [row["loss"] for row in rows_of(runs / run) if row["kind"] == "train"] for run in ("cpu", "mixed")
+    )
+    np.testing.assert_allclose(mixed, [cpu[0], cpu[0], cpu[1]], rtol=2e-3)
+    assert rows_of(runs / "mixed")[0]["loss_scale"] == 2.0**14
 
 
 def test_evaluation_and_generation_on_a_gpu(runs, host_runner, monkeypatch, capsys):
