@@ -139,7 +139,7 @@ class SoftmaxOverRows:
                 matmul(logits.T, h, out=self.dW, accumulate=rows.start > 0, alpha=1 / scale)  # (24), (25)
 
     def scaled_dh(self, factor: Any, W: Any) -> Any:
-        """T (N, E): factor (1) times dh, rounded once."""
+        """T (N, E): factor (1,) times dh, rounded once."""
         xp = get_array_module(W)
         dh = xp.empty((len(self.packed_h), W.shape[1]), W.dtype)
         unpack_rows(self.dh, W.shape[1], factor, (dh, True))
