@@ -2,7 +2,7 @@
 
 It is minilstm/sampled_softmax.py's loss by the kernels of the tied softmax. A target that was drawn as well,
 an accidental hit, is taken out of the block: the target's own part always stands beside it, in float32. What
-is added to the logits, bias - log Q (67), is added in float32 too. See docs/lstm_backward.md, (65) to (70).
+is added to the logits, bias - log Q, is added in float32 too. Equations as in docs/lstm_backward.md.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class KernelSampledSoftmaxLoss(Function):
         xp, real, E = get_array_module(h), accumulation_dtype(h.dtype), W.shape[1]
         packed_W = pack_rows(W, None, packed_width(E, W.dtype), padded(ids.size), ids)
         shift = xp.zeros(len(packed_W), real)
-        shift[: ids.size] = corrected_bias(b, ids, self.sample.num_tries)
+        shift[: ids.size] = corrected_bias(b, ids, self.sample.num_tries)  # (67)
         own_bias = corrected_bias(b, xp.maximum(targets, 0), self.sample.num_tries)
         rows = SoftmaxOverRows(h, packed_W, ids.size, CHUNK_BYTES)
         t = target_logits(h, W, targets, own_bias)
@@ -71,7 +71,7 @@ class KernelSampledSoftmaxLoss(Function):
             add_weighted_rows(dW, by_word, h, rows.slopes, factor=factor)
         if db is not None:
             ones = get_array_module(h).ones((targets.size, 1), h.dtype)
-            add_weighted_rows(db[:, None], by_word, ones, rows.slopes, factor=factor)
+            add_weighted_rows(db.reshape(-1, 1), by_word, ones, rows.slopes, factor=factor)
         return rows.scaled_dh(factor, W), dW, db, None
 
     def _cleared_target(self, index: int, like: Any) -> Any:

@@ -16,7 +16,7 @@ from autograd.backend import accumulation_dtype, get_array_module
 from autograd.kernels import KernelModule, use_kernels
 
 SOFTMAX = KernelModule("minilstm", "softmax")
-MAX_ROW_THREADS, MEAN_THREADS = 512, 256
+MAX_ROW_THREADS, MEAN_THREADS = 1024, 256
 """In a block of `softmax_rows`, at most, and of `mean_loss`; softmax.cu has the same."""
 MAX_THREADS = 128
 """In a block of the others, at most."""
@@ -45,7 +45,7 @@ def softmax_rows(
     scale: float = 1.0,
     shift: Any = None,
 ) -> tuple[Any, Any]:
-    """Losses of rows of logits, and in the logits' place the gradients by them: (20) to (25), (67) to (70).
+    """Losses of rows of logits, and in the logits' place the gradients by them: (20) to (22), (68), (69).
 
     With l = logits + shift, t the target's logit and Σ over all columns but the target's own,
 
@@ -70,7 +70,8 @@ def softmax_rows(
     xp, real = get_array_module(logits), target_logits.dtype
     losses, slopes = xp.empty(len(logits), real), xp.empty(len(logits), real)
     if use_kernels(logits):
-        threads = _threads(logits.shape[1] * logits.itemsize // 16, MAX_ROW_THREADS)
+        accesses = logits.shape[1] * logits.itemsize // 16
+        threads = _threads(accesses // 4, MAX_ROW_THREADS)  # four each, so that a block's sum costs little
         SOFTMAX.launch(
             "softmax_rows", len(logits), threads, logits, logits.shape[1], columns, shift, targets, places,
             target_logits, target_in_block, gradient, scale, losses, slopes,
@@ -82,10 +83,10 @@ def softmax_rows(
     scored, own = targets >= 0, np.flatnonzero((targets >= 0) & (places >= 0))
     logit[own, places[own]] = -np.inf
     highest = np.maximum(logit.max(axis=1, initial=-np.inf), t)
-    e, e_target = np.exp(logit - highest[:, None]), np.exp(t - highest)
-    S = e.sum(axis=1) + e_target
-    losses[:] = np.where(scored, highest - t + np.log(S), 0)
-    slopes[:] = np.where(scored, e_target / S - 1, 0)
+    e, e_target = np.exp(logit - highest[:, None]), np.exp(t - highest)  # (20)
+    S = e.sum(axis=1) + e_target  # (21)
+    losses[:] = np.where(scored, highest - t + np.log(S), 0)  # (22), (68)
+    slopes[:] = np.where(scored, e_target / S - 1, 0)  # (69)
     if gradient:
         logits[:, columns:] = 0
         logits[:, :columns] = e * np.where(scored, real.type(scale) / S, 0)[:, None]
@@ -131,11 +132,11 @@ def add_target_rows(dh: Any, W: Any, targets: Any, slopes: Any) -> None:
         )  # fmt: skip
         return
     scored = targets >= 0
-    dh[scored, : W.shape[1]] += slopes[scored, None] * W[targets[scored]]
+    dh[scored, : W.shape[1]] += slopes[scored, None] * W[targets[scored]]  # (70)
 
 
 def mean_loss(losses: Any, targets: Any) -> tuple[Any, Any]:
-    """The mean over the rows whose target is not -1, and their number, but 1 at least: each real (1).
+    """The mean over the rows whose target is not -1, and their number, but 1 at least: each real (1,).
 
     Args:
         losses: real (N), 0 in the other rows. targets: int32 (N).
@@ -189,7 +190,7 @@ def unpack_rows(
     """factor · packed, written or added to the rows and to the column that `pack_rows` has put together.
 
     Args:
-        packed: real (at least N, more than width). width: E. factor: real (1).
+        packed: real (at least N, more than width). width: E. factor: real (1,).
         rows, column: T (V, E) and T (V), each with whether it is unwritten, as `Function.grad_target` gives
             them; or None.
         ids: int32 (N), all different: where the rows go. None: to the first ones, all of them.

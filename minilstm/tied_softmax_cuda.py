@@ -88,6 +88,8 @@ def packed_width(width: int, dtype: Any) -> int:
 class SoftmaxOverRows:
     """Softmax, loss and gradients of rows h (N, E) against the rows of W (words, E), chunk by chunk.
 
+    After `run`, only what its attributes name is held.
+
     Args:
         h: T (N, E).
         packed_W: T (a multiple of 64, packed_width(E)), W and the bias as `pack_rows` puts them together.
@@ -137,11 +139,12 @@ class SoftmaxOverRows:
             if gradients:
                 matmul(logits, self.packed_W, out=self.dh[rows], alpha=1 / scale)  # (23)
                 matmul(logits.T, h, out=self.dW, accumulate=rows.start > 0, alpha=1 / scale)  # (24), (25)
+        del self.packed_h, self.packed_W
 
     def scaled_dh(self, factor: Any, W: Any) -> Any:
-        """T (N, E): factor (1) times dh, rounded once."""
+        """T (N, E): factor (1,) times dh, rounded once."""
         xp = get_array_module(W)
-        dh = xp.empty((len(self.packed_h), W.shape[1]), W.dtype)
+        dh = xp.empty((len(self.dh), W.shape[1]), W.dtype)
         unpack_rows(self.dh, W.shape[1], factor, (dh, True))
         return dh
 

@@ -15,7 +15,7 @@ from minilstm import LanguageModel, MaskStream, ModelConfig, tied_softmax_cuda
 from minilstm.sampled_softmax import LogUniformSampler, Sample, sampled_softmax_loss
 from minilstm.sampled_softmax_cuda import KernelSampledSoftmaxLoss
 from minilstm.tied_softmax import tied_softmax_loss, tied_token_losses
-from minilstm.tied_softmax_cuda import KernelTiedSoftmaxLoss, kernel_token_losses, workspace_bytes
+from minilstm.tied_softmax_cuda import KernelTiedSoftmaxLoss, workspace_bytes
 
 TOLERANCES = {np.float16: 2e-3, np.float32: 2e-6, np.float64: 1e-14}
 NAMES = ("loss", "dh", "dW", "db")
@@ -89,21 +89,24 @@ def test_the_same_bits_come_out_again(device):
 
 
 @pytest.mark.parametrize("softmax", ["full", "sampled"])
-def test_a_model_learns_the_same_by_kernels(host_runner, softmax):
-    """The wrappers choose the kernels: loss and flat gradients of a whole model, lookup and decoder tied."""
+@pytest.mark.parametrize(
+    ("dtype", "of_loss", "of_gradients"), [("float32", 1e-6, 2e-6), ("float16", 2e-3, 1e-2)]
+)
+def test_a_model_learns_the_same_by_kernels(host_runner, softmax, dtype, of_loss, of_gradients):
+    """The wrappers choose the kernels: a whole model, against float32 without them."""
     sizes = {"vocab_size": 30, "embedding_size": 6, "hidden_size": 8, "num_layers": 2, "num_samples": 9}
     config = ModelConfig(**sizes, softmax=softmax, encoder_emb_keep_prob=0.7)
     inputs, targets = np.random.default_rng(0).integers(0, 30, (2, 3, 2))
     results = []
-    for runner in (None, host_runner):
-        model = LanguageModel(config, seed=1)
+    for runner, scale, of_model in ((None, 1.0, "float32"), (host_runner, 256.0, dtype)):
+        model = LanguageModel(config, seed=1, dtype=of_model)
         with host_kernels(runner):
             loss, _ = model(inputs, targets, masks=MaskStream(3))
-            loss.backward()
-        results.append((loss.item(), model.flat_gradients.copy()))
+            (loss * scale).backward()
+        results.append((loss.item(), model.flat_gradients.astype(np.float64) / scale))
     assert {"softmax_rows", "add_rows"} <= set(host_runner.launches)
-    assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
-    assert_near(results[1][1], results[0][1], 2e-6)
+    assert results[1][0] == pytest.approx(results[0][0], rel=of_loss)
+    assert_near(results[1][1], results[0][1], of_gradients)
 
 
 # --- anywhere: the same Functions on the twins ---
@@ -199,10 +202,11 @@ def test_evaluation_makes_no_gradients_and_a_frozen_matrix_gets_none(loss, optio
     assert scales == [False]
 
 
-def test_token_losses():
+def test_token_losses(host_runner):
     h, W, b, targets = example(dtype=np.float16)
     exact = tied_token_losses(*(value.astype(np.float64) for value in (h, W, b)), targets)
-    ours = kernel_token_losses(h, W, b, targets)
+    with host_kernels(host_runner):
+        ours = tied_token_losses(h, W, b, targets)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, exact, atol=0.01)
 

@@ -402,7 +402,7 @@ def _sums_of_squares(flat: np.ndarray) -> list[float]:
 def add_scaled(target: np.ndarray, source: np.ndarray, factor: float, threads: int | None = None) -> None:
     """target += factor · source, both flat, piece by piece: on a CPU no array of their size is made."""
     if get_array_module(target) is not np:
-        target += target.dtype.type(factor) * source
+        target += source * target.dtype.type(factor)
         return
 
     def work(piece: slice) -> None:

@@ -61,7 +61,7 @@ class UpdateControls:
 
         Args:
             gradients: flat, float16, float32 or float64.
-            loss: (1) or (), in what the dtype's sums are made in, or None.
+            loss: one number, in what the dtype's sums are made in, or None.
         """
         blocks, partial, dtype = NORM_BLOCKS, self._partial, gradients.dtype
         UPDATE.launch("sum_of_squares", blocks, NORM_THREADS, gradients, gradients.size, partial)

@@ -52,7 +52,7 @@ def add_weighted_rows(
         rows: (N, E), of the target's dtype.
         weights: (N) or None, in the `accumulation_dtype`.
         word_scale: (V) or None, of the target's dtype.
-        factor: (1) or None, in the `accumulation_dtype`.
+        factor: (1,) or None, in the `accumulation_dtype`.
     """
     xp, real = get_array_module(target), accumulation_dtype(target.dtype)
     order, words = ids if isinstance(ids, SortedIds) else sort_ids(xp.asarray(ids))
@@ -74,4 +74,5 @@ def add_weighted_rows(
         own = order[words == word]
         weighted = rows[own].astype(real) if weights is None else rows[own] * weights[own, None]
         scale = (1 if factor is None else factor[0]) * (1 if word_scale is None else word_scale[word])
-        target[word] = target[word] + real.type(scale) * np.add.reduce(weighted, axis=0, dtype=real)
+        total = np.add.reduce(weighted, axis=0, dtype=real)
+        target[word] = target[word] + real.type(scale) * total  # (27)

@@ -1,9 +1,9 @@
 // The rows of a softmax over words, its loss and its gradient. minilstm/softmax_kernels.py has the NumPy twins and
-// says what each is for. Equations (20) to (25) and (65) to (70) of docs/lstm_backward.md.
+// says what each is for; numbers in brackets are the equations of docs/lstm_backward.md.
 //
 // `stride` is the length of a row in memory, a multiple of 64: every row begins on 16 bytes at least.
 
-#define MAX_ROW_THREADS 512
+#define MAX_ROW_THREADS 1024
 #define MEAN_THREADS 256
 
 // 16 bytes of T: the widest single access that there is to memory.
@@ -87,7 +87,8 @@ softmax_rows(T* logits, long long stride, int columns, const real* shift, const 
     const real t = target_logits[n];
     ExpSum own = {t, thread == 0 ? real(1) : real(0)};  // e^t, once
     for (int p = thread; p < packs; p += threads) {
-        const real largest = read_logits(packed[p], shift, p, own.m, l);
+        const Pack pack = packed[p];  // in one access
+        const real largest = read_logits(pack, shift, p, own.m, l);
         if (largest > own.m) {
             own.s *= exp(own.m - largest);
             own.m = largest;
