@@ -168,7 +168,7 @@ class MPI(Communicator):
     def _gpu_exchange(self, gpu: Any, half: bool) -> Exchange:
         """NCCL where it is and each rank has a GPU to itself; a CUDA-aware MPI; else through the host."""
         nccl, version = load_nccl()
-        in_use = len({bytes(uuid) for uuid in self._gather_everywhere(gpu.uuid)})
+        in_use = len({bytes(identity) for identity in self._gather_everywhere(gpu.identity)})
         if not self._all_agree(nccl is not None):
             why = version if nccl is None else "NCCL is missing on another rank"
         elif in_use < self.size:

@@ -5,6 +5,8 @@ CuPy comes in as a module handed over by `autograd.backend`; what is asked of it
 
 from __future__ import annotations
 
+import hashlib
+import socket
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -63,6 +65,9 @@ class Gpu(Host):
     Args:
         cupy: the module.
         index: of the GPU on this node.
+
+    Attributes:
+        identity: 16 bytes, equal for two ranks if they have one GPU.
     """
 
     is_gpu = True
@@ -73,7 +78,7 @@ class Gpu(Host):
         device.use()
         self.capability = int(device.compute_capability)
         properties = cupy.cuda.runtime.getDeviceProperties(index)
-        self.name, self.uuid = properties["name"].decode(), bytes(properties["uuid"])
+        self.name, self.identity = properties["name"].decode(), _identity(properties)
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.stream.use()
 
@@ -110,6 +115,12 @@ class Gpu(Host):
 
     def memory(self) -> tuple[int, int] | None:
         return self.xp.cuda.runtime.memGetInfo()
+
+
+def _identity(properties: dict[str, Any]) -> bytes:
+    """Of a GPU among those of all nodes; its uuid alone may come cut off at a byte of zero."""
+    place = [properties.get(name) for name in ("uuid", "pciDomainID", "pciBusID", "pciDeviceID")]
+    return hashlib.blake2b(repr([socket.gethostname(), *place]).encode(), digest_size=16).digest()
 
 
 def open_device(
