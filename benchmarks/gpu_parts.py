@@ -305,7 +305,8 @@ def torch(options: Options, device: Host) -> Result:
     kind = options["device"]
     mixed = options.get("precision") == "mixed"
     step = torch_gpu.torch_step(config, size.batch_size, kind, mixed, options.get("compiled", False))
-    windows, rng, loss = zipf_windows(size, 1), np.random.default_rng(1), None
+    windows, rng = zipf_windows(size, 1), np.random.default_rng(1)
+    loss: Any = None
     sampler = LogUniformSampler(size.vocab_size)
 
     def one() -> None:
