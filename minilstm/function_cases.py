@@ -24,7 +24,9 @@ from minilstm.regularization import (
     temporal_activation_regularization,
 )
 from minilstm.sampled_softmax import Sample, SampledSoftmaxLoss, sampled_softmax_loss
+from minilstm.sampled_softmax_cuda import KernelSampledSoftmaxLoss
 from minilstm.tied_softmax import TiedSoftmaxLoss, tied_softmax_loss
+from minilstm.tied_softmax_cuda import KernelTiedSoftmaxLoss
 
 SAMPLE = Sample(np.array([0, 3, 6]), 9)
 SAFE_NO_MORE = 60.0
@@ -42,19 +44,30 @@ def tied_losses() -> Iterator[Case]:
         yield Case(TiedSoftmaxLoss, blocks, [normal(n, e), normal(v, e, seed=1), normal(v), ids(v, n)])
 
 
-def sampled_losses() -> Iterator[Case]:
+def sampled_examples() -> Iterator[tuple[Sample, list[np.ndarray]]]:
     """With no, some and all targets among the drawn words, rows that are not scored, and a shift."""
-    large = [normal(4, 3) * SAFE_NO_MORE, normal(7, 3, seed=1), normal(7), ids(7, 4)]
-    yield Case(SampledSoftmaxLoss, functools.partial(sampled_softmax_loss, sample=SAMPLE), large)
+    yield SAMPLE, [normal(4, 3) * SAFE_NO_MORE, normal(7, 3, seed=1), normal(7), ids(7, 4)]
     for (n, e, v), drawn in (
         ((4, 3, 7), [5]), ((4, 3, 7), [0, 3, 6]), ((1, 1, 2), [0, 1]), ((0, 3, 5), [1, 2]),
         ((3, 2, 4), range(4)),
     ):  # fmt: skip
-        loss = functools.partial(sampled_softmax_loss, sample=Sample(np.array(drawn), 9))
-        arrays = [normal(n, e), normal(v, e, seed=1), normal(v)]
-        yield Case(SampledSoftmaxLoss, loss, [*arrays, ids(v, n)])
-        for targets in (np.where(np.arange(n) % 2, -1, 0), np.full(n, -1)):
-            yield Case(SampledSoftmaxLoss, loss, [*arrays, targets])
+        sample, arrays = Sample(np.array(drawn), 9), [normal(n, e), normal(v, e, seed=1), normal(v)]
+        for targets in (ids(v, n), np.where(np.arange(n) % 2, -1, 0), np.full(n, -1)):
+            yield sample, [*arrays, targets]
+
+
+def sampled_losses() -> Iterator[Case]:
+    for sample, arrays in sampled_examples():
+        yield Case(SampledSoftmaxLoss, functools.partial(sampled_softmax_loss, sample=sample), arrays)
+
+
+def losses_by_kernels() -> Iterator[Case]:
+    """The same cases for the Functions of a GPU, on the NumPy twins of their kernels."""
+    for case in tied_losses():
+        yield Case(KernelTiedSoftmaxLoss, lambda *x: KernelTiedSoftmaxLoss().apply(*x), case.inputs)
+    for sample, arrays in sampled_examples():
+        loss = lambda *x, sample=sample: KernelSampledSoftmaxLoss(sample).apply(*x)  # noqa: E731
+        yield Case(KernelSampledSoftmaxLoss, loss, arrays)
 
 
 def adaptive_losses() -> Iterator[Case]:
@@ -102,6 +115,7 @@ def with_candidates_dropped(function: Callable[..., Any], x: Any, h0: Any, *rest
 CASES = [
     *tied_losses(),
     *sampled_losses(),
+    *losses_by_kernels(),
     *adaptive_losses(),
     *regularizers(),
     *lstms(),

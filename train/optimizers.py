@@ -5,6 +5,8 @@ in it. Here the arrays are walked in pieces that stay in the cache while all ope
 pieces are dealt out to a few threads, NumPy being free of the interpreter's lock. Where a piece begins does
 not depend on the number of threads, so neither do the results, to the bit.
 
+On a GPU (train/update_kernels.py) an update is one kernel over the whole arrays.
+
 The learning rate comes from a schedule (train/schedules.py) and clipping as a factor on the gradients, both
 with each update, so that an optimizer holds nothing but its moments and the count of updates made.
 """
@@ -18,8 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from autograd.backend import get_array_module
 from autograd.errors import InputError
+from autograd.kernels import use_kernels
 from autograd.parallel import num_threads, run_parts, split_range
+from train.update_kernels import UpdateControls, adam_update, sgd_update
 
 PIECE = 1 << 17  # elements: with gradients, moments and scratch 2.5 MB, about one core's cache
 _DOT = 1 << 13  # elements of one dot product: shorter than BLAS would split among threads of its own
@@ -59,7 +64,26 @@ class Optimizer(ABC):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.threads = threads or num_threads()
-        self.t = 0  # updates made
+        self._t = 0
+        self._controls: UpdateControls | None = None
+
+    @property
+    def t(self) -> int:
+        """Updates made; if a GPU counts them, to ask is to wait for it."""
+        return self._t if self._controls is None else int(self._controls.read()["updates"])
+
+    @t.setter
+    def t(self, updates: int) -> None:
+        self._t = updates
+        if self._controls is not None:
+            self._controls.set(updates=updates)
+
+    @property
+    def controls(self) -> UpdateControls:
+        """The numbers, in device memory, by which kernels make updates; see `update_by_kernels`."""
+        if self._controls is None:
+            self._controls = UpdateControls(self.parameters, self._t)
+        return self._controls
 
     def update(self, gradients: np.ndarray, learning_rate: float | None = None, scale: float = 1.0) -> None:
         """One update from `gradients` · `scale`; the gradients themselves are left as they are.
@@ -75,6 +99,9 @@ class Optimizer(ABC):
                 f"{self.parameters.shape} {self.parameters.dtype}; got {gradients.shape} {gradients.dtype}"
             )
         rate = self.learning_rate if learning_rate is None else learning_rate
+        if use_kernels(self.parameters):
+            self.controls.set(learning_rate=rate, unscale=scale, max_norm=0.0, finite=1.0)
+            return self.update_by_kernels(gradients)
         self.t += 1
         shrink = 1 - rate * self.weight_decay
         update_piece = self._piece_updater(gradients, rate, scale)
@@ -85,6 +112,17 @@ class Optimizer(ABC):
             update_piece(piece, scratch)
 
         for_each_piece(self.parameters.size, self.threads, work, (self.parameters.dtype,))
+
+    def update_by_kernels(self, gradients: Any, copy: Any = None) -> None:
+        """One update on a GPU as `controls` has it, or none if they call the gradients not finite.
+
+        The host learns nothing and waits for nothing. `controls.measure(gradients)` goes before it.
+
+        Args:
+            gradients: flat, the loss scale still in them; of the dtype of the parameters, or of the copy's.
+            copy: flat, float16: the parameters that the model computes with, rounded from these; or None.
+        """
+        raise InputError(f"{type(self).__name__} has no kernel; use Adam, SGD or NTASGD on a GPU")
 
     def validated(self, loss: float) -> str | None:
         """Hear of a validation's loss, the same on every rank; what it changes, in words, or None."""
@@ -125,7 +163,7 @@ class Optimizer(ABC):
             if shape != moment.shape:
                 raise InputError(f"optimizer state: expected {name} of shape {moment.shape}, got {shape}")
         for name, moment in self._moments().items():
-            moment[...] = state[name]
+            moment[...] = get_array_module(moment).asarray(state[name])
         self.t = int(state["t"])
 
 
@@ -143,7 +181,12 @@ class SGD(Optimizer):
         super().__init__(parameters, learning_rate, weight_decay, threads)
         _require("momentum", momentum, 0 <= momentum < 1, "within [0, 1)")
         self.momentum = momentum
-        self.b = np.zeros_like(parameters) if momentum else None
+        self.b = get_array_module(parameters).zeros_like(parameters) if momentum else None
+
+    def update_by_kernels(self, gradients, copy=None):
+        sgd_update(
+            self.controls, gradients, self.parameters, self.b, self.momentum, self.weight_decay, copy=copy
+        )
 
     def _piece_updater(self, gradients, rate, scale):
         def update_piece(piece: slice, scratch: np.ndarray) -> None:
@@ -214,6 +257,10 @@ class NTASGD(SGD):
         if self.average is None:
             return
         parameters, average = self.parameters, self.average
+        if get_array_module(parameters) is not np:
+            held = parameters.copy()
+            parameters[...], average[...] = average, held
+            return
 
         def work(piece: slice, scratch: np.ndarray) -> None:
             scratch[...] = parameters[piece]
@@ -221,6 +268,12 @@ class NTASGD(SGD):
             average[piece] = scratch
 
         for_each_piece(parameters.size, self.threads, work, (parameters.dtype,))
+
+    def update_by_kernels(self, gradients, copy=None):
+        p, average = self.parameters, self.average
+        sgd_update(
+            self.controls, gradients, p, None, 0.0, self.weight_decay, average, self.trigger, copy=copy
+        )  # fmt: skip
 
     def _piece_updater(self, gradients, rate, scale):
         descend = super()._piece_updater(gradients, rate, scale)
@@ -247,7 +300,7 @@ class NTASGD(SGD):
 
     def load_state(self, state: State) -> None:
         trigger, before = int(state.get("trigger", -1)), self.average
-        self.average = None if trigger < 0 else np.empty_like(self.parameters)
+        self.average = None if trigger < 0 else get_array_module(self.parameters).empty_like(self.parameters)
         try:
             super().load_state(state)
         except InputError:
@@ -282,8 +335,13 @@ class Adam(Optimizer):
         _require("beta2", beta2, 0 <= beta2 < 1, "within [0, 1)")
         _require("epsilon", epsilon, 0 < epsilon < math.inf, "a number > 0")
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
-        self.m = np.zeros_like(parameters)
-        self.v = np.zeros_like(parameters)
+        self.m, self.v = (get_array_module(parameters).zeros_like(parameters) for _ in range(2))
+
+    def update_by_kernels(self, gradients, copy=None):
+        adam_update(
+            self.controls, gradients, self.parameters, self.m, self.v, (self.beta1, self.beta2), self.epsilon,
+            self.weight_decay, copy,
+        )  # fmt: skip
 
     def _piece_updater(self, gradients, rate, scale):
         # m̂ / (√v̂ + ε) = (correction / (1 - β₁ᵗ)) · m / (√v + ε·correction) with correction = √(1 - β₂ᵗ): the
@@ -318,8 +376,13 @@ class Adam(Optimizer):
 def global_norm(flat: np.ndarray, threads: int | None = None) -> float:
     """√(Σ flat²), rows of squares summed by BLAS, their sums exactly: equal bits for any number of threads.
 
-    Not finite when any element is not, or when a float32 square overflows (an element beyond 1.8e19).
+    Not finite when any element is not, or when a float32 square overflows (an element beyond 1.8e19). On a
+    GPU the squares are summed in double, in a fixed order, and the host waits for the result.
     """
+    if use_kernels(flat):
+        controls = UpdateControls(flat)
+        controls.measure(flat)
+        return controls.read()["norm"]
     shares = split_range(flat.size, threads or num_threads(), _DOT)
     sums = run_parts(lambda share: _sums_of_squares(flat[share]), shares)
     return math.sqrt(math.fsum(itertools.chain.from_iterable(sums)))
@@ -337,7 +400,10 @@ def _sums_of_squares(flat: np.ndarray) -> list[float]:
 
 
 def add_scaled(target: np.ndarray, source: np.ndarray, factor: float, threads: int | None = None) -> None:
-    """target += factor · source, both flat, piece by piece: no array of their size is made."""
+    """target += factor · source, both flat, piece by piece: on a CPU no array of their size is made."""
+    if get_array_module(target) is not np:
+        target += source * target.dtype.type(factor)
+        return
 
     def work(piece: slice) -> None:
         target[piece] += factor * source[piece]

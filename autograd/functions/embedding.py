@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from autograd.backend import get_array_module
+import numpy as np
+
+from autograd.backend import accumulation_dtype, get_array_module
 from autograd.errors import DtypeError, InputError, ShapeError
 from autograd.function import Function
+from autograd.functions.embedding_kernels import add_weighted_rows
+from autograd.kernels import use_kernels
 from autograd.variable import Variable, as_variable
 
 
@@ -23,8 +27,11 @@ def as_ids(name: str, ids: Any) -> Variable:
 
 
 def check_ids(name: str, ids: Any, size: int, lowest: int = 0) -> None:
-    """Raise an InputError unless all `ids` lie in [lowest, size)."""
-    if ids.size and (int(ids.min()) < lowest or int(ids.max()) >= size):
+    """Raise an InputError unless all `ids` lie in [lowest, size).
+
+    Ids on a GPU are not looked at, which would make the host wait for it: who sends them there checks them.
+    """
+    if get_array_module(ids) is np and ids.size and (int(ids.min()) < lowest or int(ids.max()) >= size):
         raise InputError(
             f"{name} must lie in [{lowest}, {size}); got ids from {int(ids.min())} to {int(ids.max())}: "
             "was the text prepared with another vocabulary?"
@@ -35,15 +42,20 @@ def add_rows(target: Any, ids: Any, rows: Any) -> None:
     """target[ids[n]] += rows[n] for every n, where an id may come more than once; in a fixed order.
 
     The ids are sorted and each run of equal ones summed by one reduction, which is several times faster
-    than ufunc.at and, unlike atomics on a GPU, always adds in the same order.
+    than ufunc.at and, unlike atomics on a GPU, always adds in the same order. Runs of float16 rows are summed
+    in float32 and rounded once, where they join the target.
     """
     if not ids.size:
         return
+    if use_kernels(target):
+        return add_weighted_rows(target, ids, rows)
     xp = get_array_module(target)
     order = xp.argsort(ids, kind="stable")
     in_order = ids[order]
     starts = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), in_order[1:] != in_order[:-1]]))
-    target[in_order[starts]] += xp.add.reduceat(rows[order], starts, axis=0)
+    target[in_order[starts]] += xp.add.reduceat(
+        rows[order], starts, axis=0, dtype=accumulation_dtype(rows.dtype)
+    )
 
 
 class Embedding(Function):
@@ -67,6 +79,9 @@ class Embedding(Function):
             dW[...] = 0
         flat = ids.ravel()
         rows = dx.reshape(flat.size, W.shape[1])
+        if use_kernels(dW):
+            add_weighted_rows(dW, flat, rows, word_scale=self.row_scale)  # (27)
+            return None, dW
         if self.row_scale is not None:
             rows = rows * self.row_scale[flat][:, None]
         add_rows(dW, flat, rows)  # (27), on top of what a tied decoder has written
