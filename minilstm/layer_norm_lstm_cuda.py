@@ -18,8 +18,8 @@ from minilstm.lstm_cuda import arriving, first_states, input_products, per_step,
 
 KERNELS = KernelModule("minilstm", "layer_norm_lstm")
 MAX_THREADS = 256
-SHARED_BYTES = 48 << 10
-"""Of a block's memory on every GPU; a row of the batch keeps its four gates there."""
+SHARED_BYTES = (48 << 10) - 2048
+"""A block has 48 KB on every GPU; sums over it take some, the gates of a row of the batch lie in the rest."""
 
 
 class KernelLayerNormLSTM(Function):

@@ -1,6 +1,7 @@
 """Runs CUDA kernels on NumPy arrays: the source compiled by g++ behind tests/cuda_host/cuda_host.h."""
 
 import ctypes
+import functools
 import hashlib
 import os
 import shutil
@@ -127,6 +128,7 @@ class GuardedCopy:
         return self.values.tobytes()
 
 
+@functools.cache
 def guard_bits(itemsize):
     """A guard's elements, each with bits of its own, as unsigned integers."""
     count = np.arange(GUARD // itemsize, dtype=np.uint64) % np.uint64(251)

@@ -60,7 +60,7 @@ def example(**replacements):
 
 @pytest.mark.parametrize(
     ("storage", "architecture"),
-    [*itertools.product(["float32", "float16"], nvrtc.TOOLKITS), ("bfloat16", "sm_90")],
+    [*itertools.product(["float16"], nvrtc.TOOLKITS), ("float32", "sm_90"), ("bfloat16", "sm_90")],
 )
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_compiles(path, storage, architecture):
@@ -126,6 +126,16 @@ def test_bugs_are_found(host_runner, bug, fault):
         np.testing.assert_array_equal(x, np.arange(40)[::-1])
         with pytest.raises(KernelError, match=fault):
             example(bug=bug).launch("reversed", 1, 40, x, 40, shared_bytes=160)
+
+
+def test_more_than_a_block_has(host_runner):
+    """`reversed` uses no other shared memory, but the sums in front of it are in the same source."""
+    x = np.arange(32, dtype=np.float32)
+    with host_kernels(host_runner):
+        example().launch("reversed", 1, 32, x, 32, shared_bytes=47 << 10)
+        for threads, shared_bytes in ((1056, 128), (32, 48 << 10)):
+            with pytest.raises(KernelError, match="more threads or shared memory than a block has"):
+                example().launch("reversed", 1, threads, x, 32, shared_bytes=shared_bytes)
 
 
 def test_arrays_that_overlap_are_refused(host_runner):

@@ -11,10 +11,14 @@ struct Tick {
     uint64 words[4];
 };
 
-// Element k of the 16: kept if its draw is among the lowest levels.
-DEVICE real mask_of(const Tick& drawn, int k, int levels, real scale) {
-    int draw = drawn.words[k / 4] >> (16 * (k % 4)) & 0xffff;
-    return draw < levels ? scale : real(0);  // (30)
+// Bit k says whether element k of the 16 is kept: if its draw is among the lowest levels.
+DEVICE unsigned kept_of(const Tick& drawn, int levels) {
+    unsigned kept = 0;
+    for (int k = 0; k < PER_TICK; k++) {
+        int draw = drawn.words[k / 4] >> (16 * (k % 4)) & 0xffff;
+        kept |= unsigned(draw < levels) << k;  // (30)
+    }
+    return kept;
 }
 
 // Philox4x64-10 (Salmon et al. 2011) with the key (seed, place), as numpy.random.Philox has it, which counts up
@@ -40,15 +44,19 @@ extern "C" __global__ void dropout(
     unsigned long long seed, unsigned long long place, int levels, real scale
 ) {
     long long tick = skipped / PER_TICK + (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    long long first = tick * PER_TICK - skipped;  // of this thread's elements; the first thread's may be too low
-    if (first >= elements) return;
-    Tick drawn = philox(tick, per_step ? blockIdx.y : 0, *window, seed, place);
-    for (int k = 0; k < PER_TICK; k++)
-        if (first + k >= 0 && first + k < elements) {
-            size_t at = size_t(blockIdx.y) * elements + (first + k);
-            real mask = mask_of(drawn, k, levels, scale);
-            store(y, at, x ? load(x, at) * mask : mask);  // (31), (32)
-        }
+    unsigned kept = kept_of(philox(tick, per_step ? blockIdx.y : 0, *window, seed, place), levels);
+    // A warp's ticks are 512 neighbouring elements. Each lane takes every 32nd of them, and is told its bit by the
+    // lane that drew it: what the lanes touch at once lies side by side.
+    int lane = threadIdx.x % WARP;
+    long long first = (tick - lane) * PER_TICK - skipped;  // of the warp; before 0 if a tick is shared with a rank
+    for (int j = 0; j < PER_TICK; j++) {
+        unsigned bits = __shfl_sync(ALL_LANES, kept, (j * WARP + lane) / PER_TICK);
+        long long element = first + j * WARP + lane;
+        if (element < 0 || element >= elements) continue;
+        size_t at = size_t(blockIdx.y) * elements + element;
+        real mask = bits >> lane % PER_TICK & 1 ? scale : real(0);
+        store(y, at, x ? load(x, at) * mask : mask);  // (31), (32)
+    }
 }
 
 // y = x times, for every word, its row of a mask over the table of all words, each row with ticks of its own.
@@ -63,9 +71,9 @@ extern "C" __global__ void lookup_dropout(
     long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x, word = thread / ticks;
     int tick = thread % ticks;
     if (word >= words) return;
-    Tick drawn = philox(ids[word] * ticks + tick, 0, *window, seed, place);
+    unsigned kept = kept_of(philox(ids[word] * ticks + tick, 0, *window, seed, place), levels);
     for (int k = 0; k < PER_TICK && tick * PER_TICK + k < width; k++) {
         size_t at = size_t(word) * width + tick * PER_TICK + k;
-        store(y, at, load(x, at) * mask_of(drawn, k, levels, scale));  // (34)
+        store(y, at, load(x, at) * (kept >> k & 1 ? scale : real(0)));  // (34)
     }
 }

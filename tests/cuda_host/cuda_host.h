@@ -200,7 +200,8 @@ static const char* run(const unsigned* grid, const unsigned* block, size_t share
     gridDim = {grid[0], grid[1], grid[2]}, blockDim = {block[0], block[1], block[2]};
     num_threads = int(block[0] * block[1] * block[2]);
     unsigned blocks = grid[0] * grid[1] * grid[2];
-    if (num_threads > MAX_THREADS || shared_bytes > MAX_SHARED) return "more threads or shared memory than a block has";
+    size_t all_shared = shared_bytes + (__stop_shared_memory - __start_shared_memory);
+    if (num_threads > MAX_THREADS || all_shared > MAX_SHARED) return "more threads or shared memory than a block has";
     for (unsigned n = 0, step = schedule == 2 ? coprime(blocks) : 1; n < blocks; n++) {
         unsigned k = unsigned(uint64_t(n) * step % blocks);
         k = schedule == 1 ? blocks - 1 - k : k;
