@@ -51,15 +51,15 @@ def _no_kept_exponentials() -> None:
 
 
 def _no_panels() -> None:
-    minilstm.lstm_kernels._num_splits = lambda depth, rows: None  # type: ignore[assignment]
+    minilstm.lstm_kernels._num_splits = lambda depth, rows: None
 
 
 def _nothing_beside_the_loop() -> None:
-    minilstm.lstm.cut = lambda T, share, parts: [slice(0, T)]  # type: ignore[assignment]
+    minilstm.lstm.cut = lambda T, share, parts: [slice(0, T)]
 
 
 def _whole_rows() -> None:
-    minilstm.lstm.batch_parts = lambda x, B, H: [slice(0, B)]  # type: ignore[assignment]
+    minilstm.lstm.batch_parts = lambda x, B, H: [slice(0, B)]
 
 
 def _whole_arrays() -> None:
