@@ -1,38 +1,48 @@
 """Checkpoints: named arrays and a JSON description in one HDF5 file, whole or absent.
 
 The file holds the description as the dataset `meta` (UTF-8 JSON) and each array as a dataset below `arrays`,
-and on its root the attributes `format`, `version` and `checksum`: BLAKE2b over everything, verified at
-loading. Every dataset is stored plainly (contiguous, inside the file), so that a file cannot ask for more
-memory than its own size.
+and on its root the attributes `format`, `version` and `checksum`: BLAKE2b-256 over the description and every
+array, each with its name, type and shape, verified at loading. Every dataset is stored plainly (contiguous,
+inside the file), so that a file cannot ask for more memory than its own size.
+
+Versions: 1, and 2, since which a run's position says whether the validation of its step is still to be made
+(a run may now end on a signal in the middle of one). Older files are read, as `_UPGRADES` says.
 """
 
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from autograd.errors import InputError
-from train.files import atomic_write
+from train.files import atomic_write, versions
 
 if TYPE_CHECKING:
     import h5py
 
 FORMAT = "minilstm-checkpoint"
-VERSION = 1
+VERSION = 2
 _PIECE = 16 << 20  # bytes hashed at once
 _NUMBERS = "biufc"  # kinds of array that are kept: plain numbers, nothing that needs code to be read
 
 
-def save_checkpoint(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+class DamagedCheckpointError(InputError):
+    """A file that was a checkpoint, or should be one, and is torn, cut off or changed."""
+
+
+def save_checkpoint(
+    path: str | os.PathLike, arrays: dict[str, np.ndarray], meta: dict[str, Any], keep: int | None = None
+) -> None:
     """Write a checkpoint that replaces `path` only once it is whole and on the disk.
 
     Args:
         path: the file, in a folder that exists.
         arrays: arrays of numbers by name; a slash in a name makes a group, as in "optimizer/m".
         meta: what JSON can hold.
+        keep: with this one, how many files stay, as in `atomic_write`; None: older ones are not looked at.
 
     Raises:
         InputError: the file cannot be written (no such folder, no right, disk full); an earlier file is
@@ -43,7 +53,8 @@ def save_checkpoint(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta
     description = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     try:
         # From format 1.10 on HDF5 guards its own structures by checksums too, so torn ones are not followed.
-        with atomic_write(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
+        libver = ("v110", "v110")
+        with atomic_write(path, keep) as temporary, h5py.File(temporary, "w", libver=libver) as file:
             checksum = _Checksum()
             for name, array in [("meta", description), *_in_order(arrays)]:
                 plain = np.asarray(array, order="C")
@@ -55,16 +66,40 @@ def save_checkpoint(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta
             file.attrs["version"] = VERSION
             file.attrs["checksum"] = checksum.hexdigest()
     except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
-        raise InputError(
-            f"cannot write the checkpoint {path}: {_one_line(error)}; an earlier one is as it was"
-        ) from None
+        raise InputError(f"cannot write the checkpoint {path}: {_one_line(error)}; {_left(path)}") from None
+
+
+class Newest(NamedTuple):
+    """What `load_newest` found: where, what it holds, and why the newer files were passed over, by path."""
+
+    path: Path
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+    damaged: dict[Path, DamagedCheckpointError]
+
+
+def load_newest(path: str | os.PathLike) -> Newest:
+    """The newest whole checkpoint among `path` and its earlier versions.
+
+    Raises:
+        InputError: as `load_checkpoint` does of `path`, if no version is whole; at once of one that is not
+            damaged but cannot be read otherwise, as one of a newer version of this program.
+    """
+    damaged: dict[Path, DamagedCheckpointError] = {}
+    for candidate in versions(path) or [Path(path)]:
+        try:
+            return Newest(candidate, *load_checkpoint(candidate), damaged)
+        except DamagedCheckpointError as error:
+            damaged[candidate] = error
+    raise next(iter(damaged.values()))
 
 
 def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the description that `save_checkpoint` wrote, bit for bit.
 
     Raises:
-        InputError: no file, not a checkpoint, of a newer version, or damaged (torn, cut off, changed).
+        InputError: no file, not a checkpoint, of a newer version.
+        DamagedCheckpointError: torn, cut off, changed.
     """
     import h5py
 
@@ -118,6 +153,8 @@ def _check_format(path: str | os.PathLike, file: "h5py.File") -> None:
         raise InputError(
             f"{path} is a checkpoint of version {version}, this program reads up to {VERSION}: update it"
         )
+    if version < 1:
+        raise _damaged(path, f"there is no version {version}")
 
 
 def _read(path: str | os.PathLike, file: "h5py.File") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -131,7 +168,19 @@ def _read(path: str | os.PathLike, file: "h5py.File") -> tuple[dict[str, np.ndar
         checksum.add(name, arrays[name.removeprefix("arrays/")])
     if checksum.hexdigest() != file.attrs["checksum"]:
         raise _damaged(path, "its contents do not match its checksum")
-    return arrays, json.loads(meta.tobytes())
+    description = json.loads(meta.tobytes())
+    for upgrade in _UPGRADES[int(file.attrs["version"]) - 1 :]:
+        upgrade(description)
+    return arrays, description
+
+
+def _to_version_2(meta: dict[str, Any]) -> None:
+    """A run ended only after the validation of its step, or before its next checkpoint."""
+    if "streams" in meta:  # else of a classifier, or weights alone
+        meta["position"]["pending"] = False
+
+
+_UPGRADES = (_to_version_2,)  # each from the version before, in place
 
 
 def _load(dataset: "h5py.Dataset") -> np.ndarray:
@@ -167,8 +216,15 @@ def _datasets(path: str | os.PathLike, file: "h5py.File") -> dict[str, "h5py.Dat
     return datasets
 
 
-def _damaged(path: str | os.PathLike, reason: str) -> InputError:
-    return InputError(f"{path} is not a whole checkpoint ({reason}): use another one")
+def _left(path: str | os.PathLike) -> str:
+    """What is there after a checkpoint could not be written."""
+    if not Path(path).parent.is_dir():
+        return f"the folder {Path(path).parent} is not there any more"
+    return "an earlier one is as it was" if Path(path).exists() else "there is none yet"
+
+
+def _damaged(path: str | os.PathLike, reason: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"{path} is not a whole checkpoint ({reason}): use another one")
 
 
 def _one_line(error: Exception) -> str:

@@ -35,25 +35,42 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike, keep: int | None = None) -> Iterator[Path]:
     """Write `path` whole or not at all: yields a temporary path in the same folder to write to.
 
     When the block ends well, the temporary file is synced to the disk and renamed to `path`, and the folder
     is synced so that the new name outlives a power cut. When it raises, the temporary file is removed and
     `path` is as it was. The folder must exist. Leftovers of killed processes for the same `path` are removed
-    first.
+    first. With `keep` the keep - 1 files before this one stay, under the names of `earlier_version`, and
+    older ones go.
     """
     path = Path(path)
     remove_stale_temporaries(path)
-    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}{_SUFFIX}")
+    temporary = _temporary(path)
     try:
         yield temporary
         _sync(temporary)
+        if keep and path.exists():
+            _make_earlier(path, keep)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def earlier_version(path: str | os.PathLike, age: int) -> Path:
+    """Where `atomic_write` with `keep` leaves the file that `path` was `age` writes ago: latest-1.h5, …"""
+    path = Path(path)
+    return path.with_name(f"{path.stem}-{age}{path.suffix}") if age else path
+
+
+def versions(path: str | os.PathLike) -> list[Path]:
+    """The file and its earlier versions, as far as they are there, the newest first."""
+    path = Path(path)
+    entries = (entry.stem.rpartition("-") for entry in path.parent.glob(f"*-*{path.suffix}"))
+    ages = sorted(int(age) for stem, _, age in entries if stem == path.stem and age.isdecimal())
+    return [found for found in (earlier_version(path, age) for age in [0, *ages]) if found.is_file()]
 
 
 def remove_stale_temporaries(path: str | os.PathLike) -> None:
@@ -99,6 +116,14 @@ def made_folder(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
+def set_aside(path: str | os.PathLike) -> Path:
+    """Rename a damaged file, so that no later one is taken for its successor; returns where it lies now."""
+    path = Path(path)
+    aside = path.with_name(f"{path.stem}-damaged{path.suffix}")
+    os.replace(path, aside)
+    return aside
+
+
 def require_room(folder: str | os.PathLike, num_bytes: int) -> None:
     """Raise an InputError unless the disk of `folder` has room for `num_bytes` more.
 
@@ -110,6 +135,35 @@ def require_room(folder: str | os.PathLike, num_bytes: int) -> None:
             f"{folder}: expected {num_bytes / 1e6:,.0f} MB of free disk, got {free / 1e6:,.0f} MB; "
             f"make room or choose a folder on another disk"
         )
+
+
+def _make_earlier(path: Path, keep: int) -> None:
+    """Move every version back by one, but leave `path` its name too; a kill between two moves loses none."""
+    for age in range(keep - 1, 1, -1):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(earlier_version(path, age - 1), earlier_version(path, age))
+    if keep > 1:
+        _name_too(path, earlier_version(path, 1))
+    for old in versions(path):
+        if old not in [earlier_version(path, age) for age in range(keep)]:
+            old.unlink(missing_ok=True)
+
+
+def _name_too(path: Path, other: Path) -> None:
+    """Let `other` be a second name of the file at `path`; its only one where there are no hard links."""
+    remove_stale_temporaries(other)
+    link = _temporary(other)
+    try:
+        os.link(path, link)
+    except OSError:
+        os.replace(path, other)
+        return
+    os.replace(link, other)
+    link.unlink(missing_ok=True)  # a rename between two names of one file leaves both
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}{_SUFFIX}")
 
 
 def _acquire(lock_path: Path) -> int:

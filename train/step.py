@@ -11,17 +11,20 @@ from minilstm import LanguageModel, MaskStream, detach
 from minilstm.language_model import State
 from train.communicator import Communicator
 from train.optimizers import Optimizer, add_scaled, clip_factor, global_norm
+from train.signals import StopRequest
 
 
 class StepResult(NamedTuple):
     """What one step gives: the mean loss over all ranks, the norm before clipping, the state to carry on.
 
-    The loss is the model's own, without what regularises it (AR, TAR, L2).
+    The loss is the model's own, without what regularises it (AR, TAR, L2). `stop_signal` is the signal by
+    which some rank was asked to stop before this step's end, the same on every rank; 0: none was.
     """
 
     loss: float
     grad_norm: float
     state: State
+    stop_signal: int = 0
 
     @property
     def is_finite(self) -> bool:
@@ -64,19 +67,24 @@ class TrainingStep:
         state: State | None,
         masks: MaskStream,
         learning_rate: float,
+        stop: StopRequest | None = None,
     ) -> StepResult:
-        """inputs, targets: int (T, rows of this rank). Every rank updates alike, or none does."""
+        """inputs, targets: int (T, rows of this rank). Every rank updates alike, or none does.
+
+        Whether any rank was asked to stop, `stop`, travels with the loss.
+        """
         self.model.zero_grads()
         loss, new_state = self._backward(inputs, targets, state, masks)
         gradients = self.model.flat_gradients
         self.communicator.allreduce_mean_(gradients)
-        mean_loss = float(self.communicator.allreduce_sum([loss])[0]) / self.communicator.size
+        total_loss, *stops = self.communicator.allreduce_sum([loss, *(stop.flags() if stop else ())])
+        mean_loss = float(total_loss) / self.communicator.size
         # Of the averaged gradient: the same on every rank, and so is what follows.
         if self.l2_tied:
             W = self.model.decoder_weight
             add_scaled(W.grad.reshape(-1), W.data.reshape(-1), self.l2_tied)
         norm = global_norm(gradients)
-        result = StepResult(mean_loss, norm, new_state)
+        result = StepResult(mean_loss, norm, new_state, stop.agreed(stops) if stop else 0)
         if result.is_finite:
             self.optimizer.update(gradients, learning_rate, clip_factor(norm, self.clip_norm))
         return result
