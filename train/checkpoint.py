@@ -52,21 +52,91 @@ def save_checkpoint(
 
     description = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     try:
-        # From format 1.10 on HDF5 guards its own structures by checksums too, so torn ones are not followed.
-        libver = ("v110", "v110")
-        with atomic_write(path, keep) as temporary, h5py.File(temporary, "w", libver=libver) as file:
-            checksum = _Checksum()
-            for name, array in [("meta", description), *_in_order(arrays)]:
-                plain = np.asarray(array, order="C")
-                if plain.dtype.kind not in _NUMBERS:
-                    raise TypeError(f"a checkpoint holds arrays of numbers; {name} is of type {plain.dtype}")
-                file.create_dataset(name, data=plain)
-                checksum.add(name, plain)
-            file.attrs["format"] = FORMAT
-            file.attrs["version"] = VERSION
-            file.attrs["checksum"] = checksum.hexdigest()
-    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
-        raise InputError(f"cannot write the checkpoint {path}: {_one_line(error)}; {_left(path)}") from None
+        with (
+            atomic_write(path, keep) as temporary,
+            _FileForHDF5(temporary) as kept_open,
+            # From format 1.10 on HDF5 guards its own structures by checksums too: torn ones are not followed.
+            h5py.File(kept_open, "w", libver=("v110", "v110")) as file,
+        ):
+            _write(file, description, arrays)
+    except OSError as error:
+        reason = (error.strerror or _one_line(error)).lower()
+        raise InputError(f"cannot write the checkpoint {path} ({reason}); {_left(path)}") from None
+
+
+def _write(file: "h5py.File", description: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+    checksum = _Checksum()
+    for name, array in [("meta", description), *_in_order(arrays)]:
+        plain = np.asarray(array, order="C")
+        if plain.dtype.kind not in _NUMBERS:
+            raise TypeError(f"a checkpoint holds arrays of numbers; {name} is of type {plain.dtype}")
+        file.create_dataset(name, data=plain)
+        checksum.add(name, plain)
+    file.attrs["format"] = FORMAT
+    file.attrs["version"] = VERSION
+    file.attrs["checksum"] = checksum.hexdigest()
+
+
+class _FileForHDF5:
+    """A new file for HDF5 to write to. After the first error it takes all that comes and keeps nothing.
+
+    HDF5 cannot close a file whose last pieces it cannot write, on a full disk say, and crashes the process
+    when that ends. So it is let finish, and the error is raised when this context is left.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb+", buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._position = self._end = 0
+        self._error: OSError | None = None
+
+    def __enter__(self) -> "_FileForHDF5":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        if self._error:
+            raise self._error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origins = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._end}
+        self._position = origins[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._position)
+        read = self._file.readinto(buffer) or 0
+        self._position += read
+        return read
+
+    def read(self, size: int = -1) -> bytes:
+        raise NotImplementedError("HDF5 reads by readinto")  # the method's being there makes this a file
+
+    def write(self, content: Any) -> int:
+        left = memoryview(content)
+        try:
+            while left and not self._error:
+                written = os.pwrite(self._file.fileno(), left, self._position + len(content) - len(left))
+                left = left[written:]
+        except OSError as error:
+            self._error = error
+        self._position += len(content)
+        self._end = max(self._end, self._position)
+        return len(content)
+
+    def truncate(self, size: int) -> int:
+        self._end = size
+        try:
+            if not self._error:
+                self._file.truncate(size)
+        except OSError as error:
+            self._error = error
+        return size
+
+    def flush(self) -> None:
+        pass  # nothing is held back here; atomic_write brings it to the disk
 
 
 class Newest(NamedTuple):

@@ -6,17 +6,21 @@ living one's work.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from autograd.errors import InputError
 
 _SUFFIX = ".tmp"
+_TOUCH, _WATCH = 2.0, 5.0  # seconds between a lock holder's signs of life, and spent on looking for one
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -53,8 +57,11 @@ def atomic_write(path: str | os.PathLike, keep: int | None = None) -> Iterator[P
         if keep and path.exists():
             _make_earlier(path, keep)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(path)  # a full disk does not say of which file
         raise
     _sync(path.parent)
 
@@ -89,14 +96,28 @@ def exclusive_lock(path: str | os.PathLike) -> Iterator[None]:
     """Hold `path`.lock against other processes; the kernel lets go of it when this process dies, however it
     dies.
 
+    Not every file system carries a kernel's lock to other machines. So the file names its holder, who touches
+    it every other second: where another machine's name is found, it is watched for a few seconds.
+
     Raises:
         InputError: another process holds the lock.
     """
     lock_path = Path(f"{os.fspath(path)}.lock")
-    descriptor = _acquire(lock_path)
+    descriptor, is_kernels = _acquire(lock_path)
+    released = threading.Event()
+    try:
+        _refuse_if_touched(lock_path, descriptor, is_kernels)
+        with contextlib.suppress(OSError):  # a full disk keeps no one from being alone
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{_host()} {os.getpid()}\n".encode(), 0)
+        threading.Thread(target=_touch_until, args=(released, descriptor), daemon=True).start()
+    except BaseException:
+        os.close(descriptor)
+        raise
     try:
         yield
     finally:
+        released.set()
         lock_path.unlink(missing_ok=True)  # still held: nobody can have locked this name in between
         os.close(descriptor)
 
@@ -166,16 +187,21 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_host()}.{os.getpid()}{_SUFFIX}")
 
 
-def _acquire(lock_path: Path) -> int:
+def _acquire(lock_path: Path) -> tuple[int, bool]:
+    """A descriptor of the locked file, and whether the kernel has locked it: not every file system can."""
     while True:
         descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            holder = _holder(descriptor)
             os.close(descriptor)
-            raise InputError(
-                f"{lock_path}: another process is writing {lock_path.stem}; wait until it has ended"
-            ) from None
+            raise _held(lock_path, holder) from None
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                return descriptor, False
+            os.close(descriptor)
+            raise
         except BaseException:
             os.close(descriptor)
             raise
@@ -183,8 +209,40 @@ def _acquire(lock_path: Path) -> int:
         # nothing.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(lock_path)):
-                return descriptor
+                return descriptor, True
         os.close(descriptor)
+
+
+def _refuse_if_touched(lock_path: Path, descriptor: int, is_kernels: bool) -> None:
+    """Raise an InputError if a holder whom the kernel's lock does not keep away shows that it lives."""
+    holder = _holder(descriptor)
+    if not holder or (is_kernels and holder[0] == _host()):
+        return  # no one, or one that died on this machine
+    touched, until = os.stat(lock_path).st_mtime_ns, time.monotonic() + _WATCH
+    while time.monotonic() < until:
+        time.sleep(_TOUCH / 10)
+        with contextlib.suppress(FileNotFoundError), open(lock_path) as fresh:  # NFS looks anew at an open
+            if os.fstat(fresh.fileno()).st_mtime_ns != touched:
+                raise _held(lock_path, holder)
+
+
+def _touch_until(released: threading.Event, descriptor: int) -> None:
+    while not released.wait(_TOUCH):
+        with contextlib.suppress(OSError):
+            os.utime(descriptor)
+
+
+def _holder(descriptor: int) -> tuple[str, str] | None:
+    """Host and process id that the lock file names."""
+    words = os.pread(descriptor, 1024, 0).decode("utf-8", "replace").split()
+    return (words[0], words[1]) if len(words) == 2 else None
+
+
+def _held(lock_path: Path, holder: tuple[str, str] | None) -> InputError:
+    which = f" (process {holder[1]} on {holder[0]})" if holder else ""
+    return InputError(
+        f"{lock_path}: another process is writing {lock_path.stem}{which}; wait until it has ended"
+    )
 
 
 def _sync(path: Path) -> None:
