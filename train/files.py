@@ -110,7 +110,8 @@ def exclusive_lock(path: str | os.PathLike) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk keeps no one from being alone
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{_host()} {os.getpid()}\n".encode(), 0)
-        threading.Thread(target=_touch_until, args=(released, descriptor), daemon=True).start()
+        life = threading.Thread(target=_touch_until, args=(released, descriptor), daemon=True)
+        life.start()
     except BaseException:
         os.close(descriptor)
         raise
@@ -118,6 +119,7 @@ def exclusive_lock(path: str | os.PathLike) -> Iterator[None]:
         yield
     finally:
         released.set()
+        life.join()  # the descriptor's number may soon be another file's
         lock_path.unlink(missing_ok=True)  # still held: nobody can have locked this name in between
         os.close(descriptor)
 
