@@ -1,4 +1,4 @@
-"""What befalls a run that takes hours, and that nothing is lost by it; kills at random are in test_chaos.py."""
+"""What befalls a run that takes hours, and that nothing is lost; kills at random are in test_chaos.py."""
 
 import contextlib
 import json
@@ -78,10 +78,11 @@ def stopped(run, number, monkeypatch, at):
     before = signal.getsignal(signal.SIGTERM)
     end_on_sigterm()  # as every command does
     try:
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        with monkeypatch.context() as patch:
             patch.setattr(TrainingRun, "_advance", advance_)
             patch.setattr(training_run, "evaluate", evaluate_)
-            go_on(run)
+            with pytest.raises(SystemExit) as ended:
+                go_on(run)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 128 + number
@@ -113,7 +114,7 @@ def test_signals_in_steps_and_validations_lose_nothing(text, monkeypatch, optimi
 
 
 def test_a_validation_made_once_more_has_one_row(text, monkeypatch):
-    """A kill between the row of a validation and the checkpoint after it, when the one before was a stop's."""
+    """A kill between the row of a validation and its checkpoint, when the one before was a stop's."""
     run, whole = text.parent / "run", text.parent / "whole"
     for folder in (run, whole):
         begin(text, folder, steps=10)
@@ -121,9 +122,10 @@ def test_a_validation_made_once_more_has_one_row(text, monkeypatch):
     config = (run / "config.toml").read_text()
     (run / "config.toml").write_text(config.replace("max_steps = 10", "max_steps = 20"))
     stopped(run, signal.SIGTERM, monkeypatch, lambda what, step: what == "scoring valid")
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch:
         patch.setattr(training_run, "save_run", lambda *arguments: 1 / 0)
-        go_on(run)
+        with pytest.raises(ZeroDivisionError):
+            go_on(run)
     assert (rows_of(run)[-1]["kind"], rows_of(run)[-1]["step"]) == ("evaluation", 12)
     go_on(run)
     assert contents(run)["metrics"] == contents(whole)["metrics"]
@@ -135,11 +137,15 @@ def half(text, monkeypatch):
     run, whole = text.parent / "run", text.parent / "whole"
     begin(text, whole)
     log = TrainingRun._log
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(
-            TrainingRun, "_log", lambda self, *rest: (log(self, *rest), 1 / (10 - self.position.step))
-        )
-        begin(text, run)
+
+    def log_then_die(self, *arguments):
+        log(self, *arguments)
+        assert self.position.step != 10
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "_log", log_then_die)
+        with pytest.raises(AssertionError):
+            begin(text, run)
     return run, contents(whole)
 
 
@@ -243,17 +249,17 @@ def mount(*arguments):
 
 def test_folders_that_may_not_be_written_are_one_line_each(half, text):
     run, whole = half
-    with read_only(run / "checkpoints"):
-        result = run_ranks(1, "train.wt103", "--run-dir", str(run), "--resume")
-    assert (result.returncode, result.stderr.count("error:")) == (2, 1)
-    assert f"error: cannot write the checkpoint {run / 'checkpoints' / 'latest.h5'}" in result.stderr
-    assert "an earlier one is as it was" in result.stderr
-    with read_only(run):
-        result = run_ranks(1, "train.wt103", "--run-dir", str(run), "--resume")
-    assert (result.returncode, result.stderr.count("\n"), result.stderr.count("error:")) == (2, 1, 1)
-    with read_only(text.parent):
-        result = run_ranks(1, "train.wt103", *flags(text, text.parent / "new"))
-    assert (result.returncode, result.stderr.count("\n"), result.stderr.count("error:")) == (2, 1, 1)
+    with read_only(run / "checkpoints"), pytest.raises(InputError) as refused:
+        go_on(run)
+    assert f"cannot write the checkpoint {run / 'checkpoints'}" in str(refused.value)
+    assert "an earlier one is as it was" in str(refused.value)
+    with (
+        read_only(run),
+        pytest.raises(InputError, match="cannot make the run's folder: (Read-only|Permission)"),
+    ):
+        go_on(run)
+    with read_only(text.parent), pytest.raises(InputError, match="nothing can be written there"):
+        begin(text, text.parent / "new")
     go_on(run)
     assert contents(run) == whole
 
@@ -269,9 +275,8 @@ def test_a_disk_that_is_full_is_one_line_and_the_run_goes_on_when_there_is_room(
         shutil.copytree(run, disk / "run")
         room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         (disk / "others").write_bytes(bytes(room - 12_000))
-        result = run_ranks(1, "train.wt103", "--run-dir", str(disk / "run"), "--resume")
-        assert (result.returncode, result.stderr.count("error:")) == (2, 1)
-        assert "no space left on device" in result.stderr
+        with pytest.raises(InputError, match="no space left on device.*; an earlier one is as it was"):
+            go_on(disk / "run")
         load_checkpoint(disk / "run" / "checkpoints" / "latest.h5")
         (disk / "others").unlink()
         go_on(disk / "run")
@@ -290,17 +295,20 @@ def test_a_clock_that_jumps_back_changes_nothing(half, monkeypatch):
     assert seconds == sorted(seconds)
 
 
-def test_a_run_of_four_ranks_goes_on_with_two_and_with_one(text):
+def test_a_run_of_four_ranks_goes_on_with_two_and_with_one(half, text):
     env = {"MINILSTM_DATA": str(text.parent / "prepared")}
-    four, one = text.parent / "four", text.parent / "one"
-    train_tiny(1, text, one, "--max-steps", "20", **KNOBS)
+    four = text.parent / "four"
     train_tiny(4, text, four, "--max-steps", "10", **KNOBS)
-    for ranks in (2, 1):
-        run = text.parent / f"from four to {ranks}"
-        shutil.copytree(four, run)
-        result = run_ranks(ranks, "train.wt103", "--run-dir", str(run), "--resume", "--max-steps=20", env=env)
-        assert result.returncode == 0, result.stderr
-        curves = [[row["loss"] for row in rows_of(folder) if row["kind"] == "train"] for folder in (run, one)]
+    runs = {ranks: shutil.copytree(four, text.parent / f"from four to {ranks}") for ranks in (2, 1)}
+    arguments = ["--run-dir", str(runs[2]), "--resume", "--max-steps=20"]
+    result = run_ranks(2, "train.wt103", *arguments, env=env)
+    assert result.returncode == 0, result.stderr
+    go_on(runs[1], "--max-steps=20")
+    for ranks, run in runs.items():
+        curves = [
+            [row["loss"] for row in rows_of(folder) if row["kind"] == "train"]
+            for folder in (run, text.parent / "whole")
+        ]
         np.testing.assert_allclose(*curves, rtol=2e-5)
         assert json.loads((run / "result.json").read_text())["ranks"] == ranks
 
