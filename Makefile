@@ -20,7 +20,7 @@ help:
 	@echo "make test    lint, type check, tests"
 	@echo "make chaos   kill training $(KILLS) times at random moments: nothing may be lost (docs/reliability.md)"
 	@echo "make soak    train for $(MINUTES) minutes under kills, and watch the memory"
-	@echo "make bench   short benchmarks"
+	@echo "make bench   the short benchmarks; rewrites docs/performance.md"
 	@echo "make clean   remove what make made, but for data/ and runs/"
 
 train: $(VENV)/installed-train
@@ -42,7 +42,7 @@ soak: $(VENV)/installed-train
 
 # Against PyTorch where it is installed: `.venv/bin/python -m pip install torch` puts it there.
 bench: $(VENV)/installed-train
-	$(PY) -m benchmarks.training_step --size small $(shell $(PY) -c "import torch" 2>/dev/null && echo --against torch)
+	$(PY) -m benchmarks.performance --short
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from autograd.errors import InputError
+from autograd.profile import span, spans_of
 from minilstm import LanguageModel, MaskStream
 from train.batches import Batches, RankRows, Windows
 from train.checkpoint import load_checkpoint, load_newest
@@ -25,6 +26,7 @@ from train.generate import as_text, generate
 from train.log import TrainingDisplay, duration, format_perplexity
 from train.metrics import MetricsLog, read_metrics
 from train.optimizers import NTASGD, SGD, Adam, Optimizer
+from train.profile import DATA, STEP, StepProfile
 from train.run_folder import (
     BEST,
     LATEST,
@@ -44,7 +46,13 @@ class TrainingRun:
     """One training run: model, data, optimizer, and where it stands."""
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, corpus: Corpus, communicator: Communicator, rows: RankRows
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        corpus: Corpus,
+        communicator: Communicator,
+        rows: RankRows,
+        profile_steps: int = 0,
     ) -> None:
         train = config.train
         self.config, self.train_config, self.folder = config, train, folder
@@ -71,6 +79,7 @@ class TrainingRun:
         self.step = TrainingStep(
             self.model, self.optimizer, communicator, train.clip_norm, train.accumulate, train.l2_tied
         )
+        self.profile = StepProfile(profile_steps, communicator, folder.trace)
         self.position = Position()
         self.state: Any = None
 
@@ -136,31 +145,39 @@ class TrainingRun:
         if position.pending or (position.step == self.total_steps and position.best is None):
             self._evaluate_and_save()  # interrupted before; or ended before by a limit that was higher
         while position.step < self.total_steps:
-            for inputs, targets in self.batches.windows(position.window, position.epoch):
+            for inputs, targets in spans_of(DATA, self.batches.windows(position.window, position.epoch)):
                 masks = MaskStream(self.train_config.seed, position.step, self.rows.first)
                 learning_rate = self.schedule(position.step) * self.windows.rate_factor(len(targets))
-                result = self.step(inputs, targets, self.state, masks, learning_rate, self.stop)
+                with span(STEP):
+                    result = self.step(inputs, targets, self.state, masks, learning_rate, self.stop)
                 self._advance(result, targets.shape[0] * self.train_config.batch_size)
                 self._log(result, learning_rate)
                 if result.stop_signal:
                     raise StopRequestedError(result.stop_signal)
                 self._evaluate_and_save()
+                self._show(self.profile.after_step())
                 if position.step == self.total_steps:
                     break
         signal_number = self.stop.agreed(self.communicator.allreduce_sum(self.stop.flags()).tolist())
         if signal_number:
             raise StopRequestedError(signal_number)
+        self._show(self.profile.close())
 
     def _save_and_exit(self, signal_number: int) -> NoReturn:
         """Save where the run stands and end it, on every rank alike."""
         with self.clock.paused():
             self._save(LATEST)
-        self.display.message(
+        self._show(
             f"{name_of(signal_number)}: stopped after step {self.position.step:,} of {self.total_steps:,} "
             "and saved; go on with --resume"
         )
+        self._show(self.profile.close())
         self.communicator.barrier()  # the others' end would be the root's, which may still write
         raise SystemExit(128 + signal_number)
+
+    def _show(self, message: str | None) -> None:
+        if message:
+            self.display.message(message)
 
     def _advance(self, result: StepResult, tokens: int) -> None:
         """Count the step; at the end of an epoch the streams start again, and so does the state."""
@@ -233,8 +250,7 @@ class TrainingRun:
                 position.best = {"step": position.step, **score}
                 self._save(BEST)
         change = self.optimizer.validated(score["loss"]) if scheduled else None
-        if change:
-            self.display.message(change)
+        self._show(change)
 
     def _evaluate(self, split: str, write: bool = True, stop: StopRequest | None = None) -> dict[str, Any]:
         """Score a split with the weights that the model holds now, show the result and write it down."""
