@@ -7,7 +7,8 @@ is resumed until it is done and then compared with one that was left alone: weig
 position, metrics and result must be equal to the bit, but for times. The seed draws faults and moments; where
 a process is at such a moment, the machine decides.
 
-The exit status is 1 when anything differs, or a run ends otherwise than it should.
+SIGTERM and SIGINT, to this program itself, end it with the table of what has been tried by then. The exit status
+is 1 when anything differs, or a run ends otherwise than it should.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ from typing import Any
 from autograd.command import Parser, run
 from autograd.errors import InputError
 from benchmarks.faults import DAMAGES, MOMENTS, Ended, Run, damage, fill_disk, send, write_text
+from train.communicator import SingleProcess
 from train.environment import environment
 from train.files import atomic_write
 from train.log import Progress, progress
+from train.signals import StopRequest
 
 STEPS = 200
 """Updates of each run: it lives through a handful of faults."""
@@ -61,44 +64,50 @@ class Struck:
 
 
 class Chaos:
-    """All runs on one number of ranks: one undisturbed, the others struck until enough faults have been.
+    """All runs on one number of ranks: one undisturbed, the others struck.
 
     Args:
         folder: for the runs.
         text: what they are trained on.
         ranks: how many.
+        kills: faults in all.
         rng: draws faults and moments.
         steps: updates of each run.
     """
 
-    def __init__(self, folder: Path, text: Path, ranks: int, rng: random.Random, steps: int = STEPS) -> None:
-        self.folder, self.text, self.ranks, self.rng, self.steps = folder, text, ranks, rng, steps
+    def __init__(
+        self, folder: Path, text: Path, ranks: int, kills: int, rng: random.Random, steps: int = STEPS
+    ) -> None:
+        self.folder, self.text, self.ranks, self.kills = folder, text, ranks, kills
+        self.rng, self.steps = rng, steps
         self.struck: list[Struck] = []
         self.compared: list[dict[str, Any]] = []  # each run with its differences
+        self._faults = self._draw_faults()
         self._undisturbed = self._run("undisturbed")
         self._undisturbed.finish()
 
-    def strike(self, kills: int, display: Progress, deadline: float = float("inf")) -> None:
-        """Strike until `kills` faults have been, or the deadline of time.monotonic() has come."""
-        faults = self._faults()
-        while len(self.struck) < kills and time.monotonic() < deadline:
-            victim = self._run(f"run{len(self.compared)}")
-            done = False
-            while not done and len(self.struck) < kills and time.monotonic() < deadline:
-                before = len(self.struck)
-                done = self._strike_once(victim, next(faults))
-                display.update(len(self.struck) - before)
-            if not done:
-                victim.finish()
-            differing = victim.differences(self._undisturbed)
-            faults_of_it = sum(struck.run == victim.folder.path.name for struck in self.struck)
-            name = f"{victim.folder.path.name} on {self.ranks}"
-            self.compared.append({"run": name, "faults": faults_of_it, "differences": differing})
+    @property
+    def share_done(self) -> float:
+        return len(self.struck) / self.kills
+
+    def strike_one_run(self, display: Progress, is_enough: Callable[[], bool]) -> None:
+        """Strike one run until it is done, or enough faults have been; let it end, and compare it."""
+        victim, done = self._run(f"run{len(self.compared)}"), False
+        first = len(self.struck)
+        while not done and len(self.struck) < self.kills and not is_enough():
+            before = len(self.struck)
+            done = self._strike_once(victim, next(self._faults))
+            display.update(len(self.struck) - before)
+        if not done:
+            victim.finish()
+        name = f"{victim.folder.path.name} on {self.ranks}"
+        differing = victim.differences(self._undisturbed)
+        self.compared.append({"run": name, "faults": len(self.struck) - first, "differences": differing})
 
     def _run(self, name: str) -> Run:
         return Run(self.folder / f"ranks{self.ranks}" / name, self.text, self.ranks, self.steps)
 
-    def _faults(self) -> Iterator[tuple[str, str, str]]:
+    def _draw_faults(self) -> Iterator[tuple[str, str, str]]:
         """(what, target, moment): every combination once in random order, then again."""
         targets = ["one rank", "all ranks", "the launcher"] if self.ranks > 1 else ["all ranks"]
         faults = [(what, target, moment) for what in _SIGNALS for target in targets for moment in MOMENTS]
@@ -160,7 +169,7 @@ def chaos(
         ranks: numbers of ranks to train on.
         seed: of faults and moments.
         folder: where the runs are made.
-        seconds: after which no new fault is begun.
+        seconds: after which no new fault is begun, nor after a SIGTERM or SIGINT.
         steps: updates of each run.
 
     Returns:
@@ -168,21 +177,22 @@ def chaos(
     """
     text = folder / "text.txt"
     write_text(text)
-    rng, deadline = random.Random(seed), time.monotonic() + seconds
-    began = time.monotonic()
-    found: list[Chaos] = []
-    with progress(kills, "striking", "faults") as display:
-        for number, share in _shares(kills, ranks):
-            of_rank = Chaos(folder, text, number, rng, steps)
-            of_rank.strike(share, display, deadline)
-            found.append(of_rank)
+    rng, began, where = random.Random(seed), time.monotonic(), environment()
+    with progress(kills, "striking", "faults") as display, StopRequest(SingleProcess()) as stop:
+
+        def is_enough() -> bool:
+            return stop.is_wanted() or time.monotonic() > began + seconds
+
+        parts = [Chaos(folder, text, number, share, rng, steps) for number, share in _shares(kills, ranks)]
+        while (left := [part for part in parts if part.share_done < 1]) and not is_enough():
+            min(left, key=lambda part: part.share_done).strike_one_run(display, is_enough)
     return {
         "seed": seed,
         "steps": steps,
         "seconds": time.monotonic() - began,
-        "faults": [dataclasses.asdict(struck) for part in found for struck in part.struck],
-        "runs": [compared for part in found for compared in part.compared],
-        "environment": environment(),
+        "faults": [dataclasses.asdict(struck) for part in parts for struck in part.struck],
+        "runs": [compared for part in parts for compared in part.compared],
+        "environment": where,
     }
 
 
