@@ -7,8 +7,8 @@ is resumed until it is done and then compared with one that was left alone: weig
 position, metrics and result must be equal to the bit, but for times. The seed draws faults and moments; where
 a process is at such a moment, the machine decides.
 
-SIGTERM and SIGINT, to this program itself, end it with the table of what has been tried by then. The exit status
-is 1 when anything differs, or a run ends otherwise than it should.
+SIGTERM and SIGINT, to this program itself, end it with the table of what has been tried by then. The exit
+status is 1 when anything differs, or a run ends otherwise than it should.
 """
 
 from __future__ import annotations

@@ -93,6 +93,8 @@ class Run:
         if self.ranks > 1:
             command = [_mpirun(), "-np", str(self.ranks), *command]
         self._log.parent.mkdir(parents=True, exist_ok=True)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script: runs would too
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         with open(self._log, "w", encoding="utf-8") as log:
             return subprocess.Popen(
                 command,
