@@ -26,6 +26,14 @@ from train.wt103 import main
 OLD_RUN = Path(__file__).parent / "old_run"
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """A shell's background job ignores SIGINT, and so would what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def text(tmp_path, monkeypatch):
     monkeypatch.setenv("MINILSTM_DATA", str(tmp_path / "prepared"))

@@ -14,6 +14,14 @@ from train.evaluate import evaluate
 from train.signals import StopRequest, StopRequestedError
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """A shell's background job ignores SIGINT, and so would what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_a_request_inside_and_what_it_was_before_outside(number):
     before = signal.getsignal(number)
