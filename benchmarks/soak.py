@@ -63,8 +63,7 @@ def soak(minutes: float, ranks: int, seed: int, folder: Path) -> dict[str, Any]:
             send(process, _SIGNALS[kill % len(_SIGNALS)], rng.choice(["one rank", "all ranks"]), rng)
             soaked.end(process)
             display.update()
-    alone = _left_alone(soaked, seconds - (time.monotonic() - began))
-    memory = [series[int(seconds / 12) :] for series in alone]  # settled
+    memory = _left_alone(soaked, seconds - (time.monotonic() - began), settling=seconds / 12)
     soaked.steps = soaked.step_saved() + _MORE_STEPS
     soaked.finish()
     twin = Run(folder / "twin", text, ranks, soaked.steps, **knobs)
@@ -82,22 +81,23 @@ def soak(minutes: float, ranks: int, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def _left_alone(soaked: Run, seconds: float) -> list[list[float]]:
-    """Let it train for so long; the resident memory in MB of each rank, second by second."""
+def _left_alone(soaked: Run, seconds: float, settling: float) -> list[list[float]]:
+    """Let it train for so long; the resident memory in MB of each rank, second by second, once settled."""
     process = soaked.start()
-    until, memory = time.monotonic() + seconds, []
+    began, shown, memory = time.monotonic(), 0.0, []
     with progress(seconds, "watching the memory", "s") as display:
-        while time.monotonic() < until:
+        while (gone := time.monotonic() - began) < seconds:
+            display.update(gone - shown)
+            shown = gone
             time.sleep(1)
-            display.update()
             pids = rank_pids(process)
             if process.poll() is not None:
                 raise InputError(f"{soaked.folder.path}: ended: {soaked.end(process).stderr[-500:]}")
-            memory.append([_resident_mb(pid) for _, pid in sorted(pids.items())])
+            if gone > settling:
+                memory.append([_resident_mb(pid) for _, pid in sorted(pids.items())])
     process.send_signal(signal.SIGTERM)
     soaked.end(process)
-    whole = [row for row in memory if len(row) == soaked.ranks]  # from when all ranks had been started
-    return [list(series) for series in zip(*whole, strict=True)]
+    return [list(series) for series in zip(*memory, strict=True)]
 
 
 def _resident_mb(pid: int) -> float:
