@@ -1,9 +1,11 @@
 # make train: a first language model.  make test: every check.  Both make .venv when it is not there yet.
-# Variables: PYTHON (3.10 or newer), RANKS, RUN (folder of the run).
+# Variables: PYTHON (3.10 or newer), RANKS, RUN (folder of the run), KILLS, MINUTES.
 
 PYTHON ?= python3
 RANKS ?= 2
 RUN ?= runs/quickstart-$(NOW)
+KILLS ?= 200
+MINUTES ?= 60
 NOW := $(shell date +%Y%m%d-%H%M%S)
 
 VENV := .venv
@@ -11,11 +13,13 @@ PY := $(VENV)/bin/python
 EXTRAS_train := mpi,plot
 EXTRAS_test := dev
 
-.PHONY: help train test bench clean
+.PHONY: help train test chaos soak bench clean
 
 help:
 	@echo "make train   train a small model on python-docs with $(RANKS) ranks, plot it, let it write a text"
 	@echo "make test    lint, type check, tests"
+	@echo "make chaos   kill training $(KILLS) times at random moments: nothing may be lost (docs/reliability.md)"
+	@echo "make soak    train for $(MINUTES) minutes under kills, and watch the memory"
 	@echo "make bench   the short benchmarks; rewrites docs/performance.md"
 	@echo "make clean   remove what make made, but for data/ and runs/"
 
@@ -28,6 +32,13 @@ test: $(VENV)/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest --numprocesses auto --dist worksteal
+
+# The short form of the first is among the tests. MINUTES of soaking take twice as many: the twin comes after.
+chaos: $(VENV)/installed-train
+	$(PY) -m benchmarks.chaos --kills $(KILLS) --out benchmarks/results/chaos.json --docs docs/reliability.md
+
+soak: $(VENV)/installed-train
+	$(PY) -m benchmarks.soak --minutes $(MINUTES) --out benchmarks/results/soak.json --docs docs/reliability.md
 
 # Against PyTorch where it is installed: `.venv/bin/python -m pip install torch` puts it there.
 bench: $(VENV)/installed-train

@@ -10,7 +10,7 @@ from mpi import kill, run_ranks, start_ranks
 
 from autograd.errors import InputError
 from train import checkpoint
-from train.checkpoint import load_checkpoint, save_checkpoint
+from train.checkpoint import load_checkpoint, load_newest, save_checkpoint
 
 h5py = pytest.importorskip("h5py")
 
@@ -169,6 +169,73 @@ def test_links_into_other_files_are_not_followed(saved, tmp_path):
         for name in ("arrays", "meta"):
             file[name] = h5py.ExternalLink("other.h5", name)
     assert "another place" in refusal(saved)
+
+
+def save_steps(path, steps, keep):
+    for step in range(steps):
+        save_checkpoint(path, {"parameters": np.full(3, step)}, {"step": step}, keep=keep)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_earlier_versions_stay_in_their_order(tmp_path, monkeypatch, links):
+    if not links:  # some file systems have none
+
+        def refuse(*names):
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "latest.h5"
+    (tmp_path / "latest-old.h5").write_text("somebody's own")
+    save_steps(path, 5, keep=3)
+    names = {"latest.h5": 4, "latest-1.h5": 3, "latest-2.h5": 2}
+    assert {name: load_checkpoint(tmp_path / name)[1]["step"] for name in names} == names
+    save_checkpoint(path, {}, {"step": 5}, keep=2)
+    assert sorted(os.listdir(tmp_path)) == ["latest-1.h5", "latest-old.h5", "latest.h5"]
+    save_checkpoint(path, {}, {"step": 6}, keep=1)
+    assert sorted(os.listdir(tmp_path)) == ["latest-old.h5", "latest.h5"]
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path):
+    path = tmp_path / "latest.h5"
+    save_steps(path, 3, keep=3)
+    assert load_newest(path).path == path
+    for damaged, found in (("latest.h5", "latest-1.h5"), ("latest-1.h5", "latest-2.h5")):
+        (tmp_path / damaged).write_bytes(path.read_bytes()[:-100])
+        newest = load_newest(path)
+        assert newest.path.name == found
+        assert newest.meta["step"] == newest.arrays["parameters"][0] == 2 - int(found[7])
+    assert [bad.name for bad in newest.damaged] == ["latest.h5", "latest-1.h5"]
+    (tmp_path / "latest-2.h5").write_bytes(b"")
+    with pytest.raises(InputError, match=r"/latest.h5 is not a whole checkpoint"):
+        load_newest(path)
+
+
+def test_a_newer_version_is_not_passed_over(tmp_path):
+    path = tmp_path / "latest.h5"
+    save_steps(path, 2, keep=2)
+    with h5py.File(path, "r+") as file:
+        file.attrs["version"] = checkpoint.VERSION + 1
+    with pytest.raises(InputError, match="update it"):
+        load_newest(path)
+
+
+@pytest.mark.parametrize("limit", [0, 100, 2000, 4096, 30_000, 42_000])
+def test_a_disk_that_fills_at_any_byte_ends_in_one_error(tmp_path, monkeypatch, limit):
+    """HDF5 is let finish: left with a file that it cannot close, it crashes the process at its end."""
+    whole = tmp_path / "whole.h5"
+    save_checkpoint(whole, example_arrays(), META)
+    assert limit < whole.stat().st_size
+    write = os.pwrite
+
+    def write_until_full(descriptor, content, place):
+        if place + len(content) > limit:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, content, place)
+
+    monkeypatch.setattr(os, "pwrite", write_until_full)
+    with pytest.raises(InputError, match=r"\(no space left on device\); there is none yet"):
+        save_checkpoint(tmp_path / "c.h5", example_arrays(), META)
+    assert os.listdir(tmp_path) == ["whole.h5"]
 
 
 def test_a_full_disk_leaves_the_old_file_whole(saved):

@@ -122,3 +122,21 @@ def test_what_is_no_metrics_is_refused(tmp_path, content, expected):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such file; expected the metrics of a run"):
         read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_a_pending_evaluation_is_made_again_and_has_one_row(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        for one in (row(1), row(1, kind="evaluation"), row(2), row(2, kind="evaluation")):
+            log.write(one)
+    with MetricsLog(path, resume_step=2, pending=True):
+        assert read_metrics(path) == [row(1), row(1, kind="evaluation"), row(2)]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_full_disk_is_one_line_with_the_files_name():
+    with (
+        MetricsLog("/dev/full") as log,
+        pytest.raises(InputError, match="^/dev/full: cannot be written .no space"),
+    ):
+        log.write(row(1))

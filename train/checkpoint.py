@@ -1,38 +1,48 @@
 """Checkpoints: named arrays and a JSON description in one HDF5 file, whole or absent.
 
 The file holds the description as the dataset `meta` (UTF-8 JSON) and each array as a dataset below `arrays`,
-and on its root the attributes `format`, `version` and `checksum`: BLAKE2b over everything, verified at
-loading. Every dataset is stored plainly (contiguous, inside the file), so that a file cannot ask for more
-memory than its own size.
+and on its root the attributes `format`, `version` and `checksum`: BLAKE2b-256 over the description and every
+array, each with its name, type and shape, verified at loading. Every dataset is stored plainly (contiguous,
+inside the file), so that a file cannot ask for more memory than its own size.
+
+Versions: 1, and 2, since which a run's position says whether the validation of its step is still to be made
+(a run may now end on a signal in the middle of one). Older files are read, as `_UPGRADES` says.
 """
 
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from autograd.errors import InputError
-from train.files import atomic_write
+from train.files import atomic_write, versions
 
 if TYPE_CHECKING:
     import h5py
 
 FORMAT = "minilstm-checkpoint"
-VERSION = 1
+VERSION = 2
 _PIECE = 16 << 20  # bytes hashed at once
 _NUMBERS = "biufc"  # kinds of array that are kept: plain numbers, nothing that needs code to be read
 
 
-def save_checkpoint(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+class DamagedCheckpointError(InputError):
+    """A file that was a checkpoint, or should be one, and is torn, cut off or changed."""
+
+
+def save_checkpoint(
+    path: str | os.PathLike, arrays: dict[str, np.ndarray], meta: dict[str, Any], keep: int | None = None
+) -> None:
     """Write a checkpoint that replaces `path` only once it is whole and on the disk.
 
     Args:
         path: the file, in a folder that exists.
         arrays: arrays of numbers by name; a slash in a name makes a group, as in "optimizer/m".
         meta: what JSON can hold.
+        keep: with this one, how many files stay, as in `atomic_write`; None: older ones are not looked at.
 
     Raises:
         InputError: the file cannot be written (no such folder, no right, disk full); an earlier file is
@@ -42,29 +52,124 @@ def save_checkpoint(path: str | os.PathLike, arrays: dict[str, np.ndarray], meta
 
     description = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     try:
-        # From format 1.10 on HDF5 guards its own structures by checksums too, so torn ones are not followed.
-        with atomic_write(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
-            checksum = _Checksum()
-            for name, array in [("meta", description), *_in_order(arrays)]:
-                plain = np.asarray(array, order="C")
-                if plain.dtype.kind not in _NUMBERS:
-                    raise TypeError(f"a checkpoint holds arrays of numbers; {name} is of type {plain.dtype}")
-                file.create_dataset(name, data=plain)
-                checksum.add(name, plain)
-            file.attrs["format"] = FORMAT
-            file.attrs["version"] = VERSION
-            file.attrs["checksum"] = checksum.hexdigest()
-    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
-        raise InputError(
-            f"cannot write the checkpoint {path}: {_one_line(error)}; an earlier one is as it was"
-        ) from None
+        with (
+            atomic_write(path, keep) as temporary,
+            _FileForHDF5(temporary) as kept_open,
+            # From format 1.10 on HDF5 guards its own structures by checksums too: torn ones are not followed.
+            h5py.File(kept_open, "w", libver=("v110", "v110")) as file,
+        ):
+            _write(file, description, arrays)
+    except OSError as error:
+        reason = (error.strerror or _one_line(error)).lower()
+        raise InputError(f"cannot write the checkpoint {path} ({reason}); {_left(path)}") from None
+
+
+def _write(file: "h5py.File", description: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+    checksum = _Checksum()
+    for name, array in [("meta", description), *_in_order(arrays)]:
+        plain = np.asarray(array, order="C")
+        if plain.dtype.kind not in _NUMBERS:
+            raise TypeError(f"a checkpoint holds arrays of numbers; {name} is of type {plain.dtype}")
+        file.create_dataset(name, data=plain)
+        checksum.add(name, plain)
+    file.attrs["format"] = FORMAT
+    file.attrs["version"] = VERSION
+    file.attrs["checksum"] = checksum.hexdigest()
+
+
+class _FileForHDF5:
+    """A new file for HDF5 to write to. After the first error it takes all that comes and keeps nothing.
+
+    HDF5 cannot close a file whose last pieces it cannot write, on a full disk say, and crashes the process
+    when that ends. So it is let finish, and the error is raised when this context is left.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb+", buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._position = self._end = 0
+        self._error: OSError | None = None
+
+    def __enter__(self) -> "_FileForHDF5":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        if self._error:
+            raise self._error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origins = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._end}
+        self._position = origins[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._position)
+        read = self._file.readinto(buffer) or 0
+        self._position += read
+        return read
+
+    def read(self, size: int = -1) -> bytes:
+        raise NotImplementedError("HDF5 reads by readinto")  # the method's being there makes this a file
+
+    def write(self, content: Any) -> int:
+        left = memoryview(content)
+        try:
+            while left and not self._error:
+                written = os.pwrite(self._file.fileno(), left, self._position + len(content) - len(left))
+                left = left[written:]
+        except OSError as error:
+            self._error = error
+        self._position += len(content)
+        self._end = max(self._end, self._position)
+        return len(content)
+
+    def truncate(self, size: int) -> int:
+        self._end = size
+        try:
+            if not self._error:
+                self._file.truncate(size)
+        except OSError as error:
+            self._error = error
+        return size
+
+    def flush(self) -> None:
+        pass  # nothing is held back here; atomic_write brings it to the disk
+
+
+class Newest(NamedTuple):
+    """What `load_newest` found: where, what it holds, and why the newer files were passed over, by path."""
+
+    path: Path
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+    damaged: dict[Path, DamagedCheckpointError]
+
+
+def load_newest(path: str | os.PathLike) -> Newest:
+    """The newest whole checkpoint among `path` and its earlier versions.
+
+    Raises:
+        InputError: as `load_checkpoint` does of `path`, if no version is whole; at once of one that is not
+            damaged but cannot be read otherwise, as one of a newer version of this program.
+    """
+    damaged: dict[Path, DamagedCheckpointError] = {}
+    for candidate in versions(path) or [Path(path)]:
+        try:
+            return Newest(candidate, *load_checkpoint(candidate), damaged)
+        except DamagedCheckpointError as error:
+            damaged[candidate] = error
+    raise next(iter(damaged.values()))
 
 
 def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the description that `save_checkpoint` wrote, bit for bit.
 
     Raises:
-        InputError: no file, not a checkpoint, of a newer version, or damaged (torn, cut off, changed).
+        InputError: no file, not a checkpoint, of a newer version.
+        DamagedCheckpointError: torn, cut off, changed.
     """
     import h5py
 
@@ -118,6 +223,8 @@ def _check_format(path: str | os.PathLike, file: "h5py.File") -> None:
         raise InputError(
             f"{path} is a checkpoint of version {version}, this program reads up to {VERSION}: update it"
         )
+    if version < 1:
+        raise _damaged(path, f"there is no version {version}")
 
 
 def _read(path: str | os.PathLike, file: "h5py.File") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -131,7 +238,19 @@ def _read(path: str | os.PathLike, file: "h5py.File") -> tuple[dict[str, np.ndar
         checksum.add(name, arrays[name.removeprefix("arrays/")])
     if checksum.hexdigest() != file.attrs["checksum"]:
         raise _damaged(path, "its contents do not match its checksum")
-    return arrays, json.loads(meta.tobytes())
+    description = json.loads(meta.tobytes())
+    for upgrade in _UPGRADES[int(file.attrs["version"]) - 1 :]:
+        upgrade(description)
+    return arrays, description
+
+
+def _to_version_2(meta: dict[str, Any]) -> None:
+    """A run ended only after the validation of its step, or before its next checkpoint."""
+    if "streams" in meta:  # else of a classifier, or weights alone
+        meta["position"]["pending"] = False
+
+
+_UPGRADES = (_to_version_2,)  # each from the version before, in place
 
 
 def _load(dataset: "h5py.Dataset") -> np.ndarray:
@@ -167,8 +286,15 @@ def _datasets(path: str | os.PathLike, file: "h5py.File") -> dict[str, "h5py.Dat
     return datasets
 
 
-def _damaged(path: str | os.PathLike, reason: str) -> InputError:
-    return InputError(f"{path} is not a whole checkpoint ({reason}): use another one")
+def _left(path: str | os.PathLike) -> str:
+    """What is there after a checkpoint could not be written."""
+    if not Path(path).parent.is_dir():
+        return f"the folder {Path(path).parent} is not there any more"
+    return "an earlier one is as it was" if Path(path).exists() else "there is none yet"
+
+
+def _damaged(path: str | os.PathLike, reason: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"{path} is not a whole checkpoint ({reason}): use another one")
 
 
 def _one_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ from typing import NoReturn
 from autograd.command import INPUT_ERROR_STATUS, outcome
 from autograd.errors import InputError
 from train.communicator import describe_rank, end_all_ranks, get_communicator
+from train.signals import end_on_sigterm
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -15,6 +16,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     On many ranks every end but a good one ends all of them, whichever rank it began on: ranks that wait
     for each other must not outlive one another.
     """
+    end_on_sigterm()
     try:
         get_communicator()  # joined before anything can fail: a failing rank must be able to end the others
     except InputError as error:

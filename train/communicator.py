@@ -101,6 +101,14 @@ class Communicator(ABC):
         """Wait until all ranks are here, keeping no core busy: the root may prepare data for minutes."""
 
     @abstractmethod
+    def announce(self) -> None:
+        """Tell the other ranks, without waiting for them, that this one wants to stop; not collective."""
+
+    @abstractmethod
+    def is_announced(self) -> bool:
+        """Whether another rank's `announce` has come here by now; not collective, takes microseconds."""
+
+    @abstractmethod
     def abort(self, status: int) -> NoReturn:
         """End every rank at once, with `status` as the exit status of the whole run."""
 
@@ -129,6 +137,12 @@ class SingleProcess(Communicator):
     def barrier(self) -> None:
         pass
 
+    def announce(self) -> None:
+        pass
+
+    def is_announced(self) -> bool:
+        return False
+
     def abort(self, status: int) -> NoReturn:
         sys.exit(status)
 
@@ -145,6 +159,8 @@ class MPI(Communicator):
     def __init__(self, place: Launch):
         self._mpi = _load_mpi(place)
         self._world = self._mpi.COMM_WORLD
+        self._notices = self._world.Dup()  # apart from the world, whose messages have any tag
+        self._announced = False
         self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
         node = self._world.Split_type(self._mpi.COMM_TYPE_SHARED)
         self.local_rank = node.Get_rank()
@@ -254,6 +270,16 @@ class MPI(Communicator):
         while not request.Test():
             time.sleep(pause)
             pause = min(1.1 * pause, 0.005)
+
+    def announce(self) -> None:
+        for rank in range(self.size):
+            if rank != self.rank:
+                self._notices.Isend(np.empty(0, np.uint8), dest=rank).Free()  # holds nothing: no one waits
+
+    def is_announced(self) -> bool:
+        if not self._announced and self._notices.Iprobe():
+            self._announced = True
+        return self._announced
 
     def abort(self, status: int) -> NoReturn:
         # The launcher forwards what was printed, and may drop it when all ranks are gone at once: leave it

@@ -95,6 +95,7 @@ class TrainConfig:
     evaluation_window: Count = 70  # time steps scored at a time: for speed only, but for protocol zero
     log_every: Count = 10  # updates per row of metrics.jsonl and refresh of the display
     save_every: CountOrOff = 0  # updates between checkpoints; 0: whenever the run validates
+    keep_checkpoints: Count = 2  # newest checkpoints that stay, beside the best: should one be damaged
 
     seed: Seed = 0  # of the initial weights, of every dropout mask and of every window
     device: Literal["cpu", "cuda"] = "cpu"

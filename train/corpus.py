@@ -100,7 +100,12 @@ class Corpus:
             raise InputError(
                 f"{split}: expected 0 <= start <= stop <= {tokens.shape[0]}, got {start} and {stop}"
             )
-        return tokens[start:stop]
+        try:
+            return tokens[start:stop]
+        except OSError as error:  # the disk, or the machine that it is on, is gone
+            raise InputError(
+                f"{self.path}: cannot be read any more ({' '.join(str(error).split())})"
+            ) from None
 
     def close(self) -> None:
         self._file.close()

@@ -21,6 +21,7 @@ from train.cuda_graph import GraphedFunction
 from train.graph_masks import GraphMasks, why_no_graph
 from train.mixed_precision import LossScaler, MasterWeights
 from train.optimizers import Optimizer, add_scaled
+from train.signals import StopRequest
 from train.step import StepResult
 from train.update_kernels import NAMES
 
@@ -57,7 +58,7 @@ class DeviceStep:
         self.computing = self.masters.half if self.masters else model
         self._ranges: dict[Variable, range] = dict(self.computing.parameter_ranges())
         self._scale: Any = device.xp.ones((), np.float32 if scaler else model.dtype)
-        self._unread: Callable[[], tuple[float, float]] | None = None
+        self._unread: Callable[[], tuple[float, float, int]] | None = None
         self._graphed: GraphedFunction | None = None
         self._masks = GraphMasks(device)
         if graphs:
@@ -79,8 +80,12 @@ class DeviceStep:
         state: State | None,
         masks: MaskStream,
         learning_rate: float,
+        stop: StopRequest | None = None,
     ) -> StepResult:
-        """inputs, targets: int (T, rows of this rank), on the host. All ranks update, or none does."""
+        """inputs, targets: int (T, rows of this rank), on the host. All ranks update, or none does.
+
+        Whether any rank was asked to stop, `stop`, travels with the loss, one step late like it.
+        """
         ids = self.computing.ids_here(inputs, targets)
         state = self.computing.initial_state(inputs.shape[1]) if state is None else state
         scale = self.scaler.scale if self.scaler else 1.0
@@ -94,8 +99,9 @@ class DeviceStep:
         gradients, unscale = self._averaged(told, scale)
         with span("update"):
             self._update(gradients, learning_rate, unscale, loss)
-        unread, self._unread = self._unread, self._reader(loss)
-        return StepResult(*(unread or self._unread)(), new_state)
+        unread, self._unread = self._unread, self._reader(loss, stop)
+        mean_loss, norm, stop_signal = (unread or self._unread)()
+        return StepResult(mean_loss, norm, new_state, stop_signal)
 
     def settle(self) -> None:
         """Forget the numbers that are still to come, so that a run that begins here goes on alike."""
@@ -202,19 +208,22 @@ class DeviceStep:
         controls.measure(gradients, loss if self.communicator.size == 1 else None)
         self.optimizer.update_by_kernels(gradients, self.computing.flat_parameters if self.masters else None)
 
-    def _reader(self, loss: Any) -> Callable[[], tuple[float, float]]:
-        """What reads this step's loss and norm; each rank calls it once a step, in the order of steps."""
+    def _reader(self, loss: Any, stop: StopRequest | None) -> Callable[[], tuple[float, float, int]]:
+        """What reads this step's loss and norm, and the signal to stop with; each rank calls it once a step,
+        in the order of steps."""
         numbers = self.device.begin_read(self.optimizer.controls.values, loss)
-        known: list[tuple[float, float]] = []
+        known: list[tuple[float, float, int]] = []
 
-        def read() -> tuple[float, float]:
+        def read() -> tuple[float, float, int]:
             if not known:
                 values, (own_loss,) = numbers()
                 controls = dict(zip(NAMES, values.tolist(), strict=True))
-                mean_loss = float(self.communicator.allreduce_sum([own_loss])[0]) / self.communicator.size
+                flags = stop.flags() if stop else []
+                total_loss, *stops = self.communicator.allreduce_sum([own_loss, *flags]).tolist()
                 if self.scaler:
                     self.scaler.update(bool(controls["finite"]), controls["largest"])
-                known.append((mean_loss, controls["norm"]))
+                mean_loss = total_loss / self.communicator.size
+                known.append((mean_loss, controls["norm"], stop.agreed(stops) if stop else 0))
             return known[0]
 
         return read

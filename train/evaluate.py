@@ -22,6 +22,7 @@ from train.batches import Read
 from train.communicator import Communicator, get_communicator
 from train.log import format_perplexity, progress
 from train.rows import Row, rows_of_rank, share, walk
+from train.signals import StopRequest, StopRequestedError
 
 if TYPE_CHECKING:
     from train.corpus import Corpus
@@ -47,6 +48,7 @@ def evaluate(
     window: int = 70,
     description: str | None = None,
     protocol: str = "carried",
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Perplexity of a split: exp(sum of negative log-likelihoods / number of tokens).
 
@@ -64,25 +66,32 @@ def evaluate(
         protocol: "carried": the state goes through the whole split. The split is cut into batch_size rows,
             which warm up on the text before them. "zero": the state is zero every `window` tokens, and the
             word before them is all that the model then knows.
+        stop: looked at after every window.
 
     Returns:
         loss (nats per token), perplexity, scored_tokens, protocol, seconds: the same on every rank.
 
     Raises:
         InputError: another protocol's name.
+        StopRequestedError: on every rank, when one was asked to stop before all had scored their share.
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"protocol: expected {' or '.join(PROTOCOLS)}; got {protocol!r}")
     began = time.perf_counter()
     description = description if communicator.is_root else None
-    if protocol == "carried":
-        rows = rows_of_rank(read, num_tokens, eos_id, batch_size, communicator)
-        total, count = _score_rows(model, rows, window, description)
-    else:
-        windows = share(-(-num_tokens // window), communicator)
-        own = range(windows.start * window, min(windows.stop * window, num_tokens))
-        total, count = _score_windows(model, read, own, eos_id, batch_size, window, description)
-    total, count = communicator.allreduce_sum([total, count])
+    try:
+        if protocol == "carried":
+            rows = rows_of_rank(read, num_tokens, eos_id, batch_size, communicator)
+            own_sums = _score_rows(model, rows, window, description, stop)
+        else:
+            windows = share(-(-num_tokens // window), communicator)
+            own = range(windows.start * window, min(windows.stop * window, num_tokens))
+            own_sums = _score_windows(model, read, own, eos_id, batch_size, window, description, stop)
+    except _ShareLeftError:
+        own_sums = (0.0, 0)  # the sum over the ranks, which all wait in, tells them
+    total, count, *stops = communicator.allreduce_sum([*own_sums, *(stop.flags() if stop else ())])
+    if stop and (signal_number := stop.agreed(stops)):
+        raise StopRequestedError(signal_number)
     return {
         **loss_and_perplexity(float(total / count)),
         "scored_tokens": int(count),
@@ -91,19 +100,29 @@ def evaluate(
     }
 
 
+class _ShareLeftError(Exception):
+    """This rank leaves its share of the split unscored."""
+
+
+def _leave_if_wanted(stop: StopRequest | None) -> None:
+    if stop and stop.is_wanted():
+        raise _ShareLeftError
+
+
 def loss_and_perplexity(loss: float) -> dict[str, float]:
     """The two figures of every result; a loss beyond all sense does not overflow."""
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
 
 def _score_rows(
-    model: LanguageModel, rows: list[Row], window: int, description: str | None
+    model: LanguageModel, rows: list[Row], window: int, description: str | None, stop: StopRequest | None
 ) -> tuple[float, int]:
     """Sum of negative log-likelihoods and number of the words that these rows are to score."""
     total, count = 0.0, 0
 
     def step(inputs: np.ndarray, words: np.ndarray, scored: np.ndarray, state: State) -> State:
         nonlocal total, count
+        _leave_if_wanted(stop)
         number = int(scored.sum())
         if not number:
             return model.encode(inputs, state)[1]
@@ -123,12 +142,14 @@ def _score_windows(
     batch_size: int,
     window: int,
     description: str | None,
+    stop: StopRequest | None,
 ) -> tuple[float, int]:
     """The same of these tokens of the split, `window` of them a row, each row from a zero state."""
     total = 0.0
     bar = progress(len(tokens), description or "", "tokens", enabled=description is not None, leave=False)
     with no_backprop_mode(), evaluation_mode(), bar:
         for first in range(tokens.start, tokens.stop, batch_size * window):
+            _leave_if_wanted(stop)
             words = read(first, min(first + batch_size * window, tokens.stop))
             before = read(first - 1, first) if first else np.array([eos_id], words.dtype)
             inputs = np.concatenate([before, words[:-1]])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,19 +23,27 @@ class MetricsLog:
         path: the file; its folder must exist.
         resume_step: None for a new run. A run that goes on from the checkpoint of this step makes the later
             steps once more, so their rows are dropped.
+        pending: it makes the evaluation of that step once more too.
         enabled: False for ranks other than 0, which write nothing.
 
     Raises:
         InputError: rows of another run are there and `resume_step` is None, or the file is not metrics.jsonl.
     """
 
-    def __init__(self, path: str | Path, resume_step: int | None = None, enabled: bool = True) -> None:
+    def __init__(
+        self, path: str | Path, resume_step: int | None = None, enabled: bool = True, pending: bool = False
+    ) -> None:
         self._file: TextIO | None = None
         if not enabled:
             return
         path = Path(path)
         if path.exists() and resume_step is not None:
-            kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
+            again = {("evaluation", resume_step)} if pending else set()
+            kept = [
+                row
+                for row in read_metrics(path)
+                if row["step"] <= resume_step and (row["kind"], row["step"]) not in again
+            ]
             with atomic_write(path) as temporary:
                 temporary.write_text("".join(map(_json_line, kept)), encoding="utf-8")
         elif path.exists() and path.stat().st_size > 0:
@@ -41,16 +51,24 @@ class MetricsLog:
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one row; it has at least "kind" and "step"."""
+        """Append one row; it has at least "kind" and "step". InputError if it cannot be written."""
         if self._file:
-            self._file.write(_json_line(row))
-            self._file.flush()
+            with _one_line_if_refused(self._file.name):
+                self._file.write(_json_line(row))
+                self._file.flush()
+
+    def sync(self) -> None:
+        """Force the rows onto the disk, as a checkpoint is that counts on them: they outlive a power cut."""
+        if self._file:
+            with _one_line_if_refused(self._file.name):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file; closing again does nothing."""
-        if self._file:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file:
+            with contextlib.suppress(OSError):  # what could not be flushed has been told of by write
+                file.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -83,6 +101,17 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}: line {number} is not a row of metrics; got {line[:60]!r}")
         rows.append(row)
     return rows
+
+
+@contextlib.contextmanager
+def _one_line_if_refused(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # a full disk, mostly; it does not say of which file
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(
+            f"{path}: cannot be written ({reason}); make room, then go on with --resume"
+        ) from None
 
 
 def _json_line(row: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,11 @@ from autograd.backend import get_array_module, to_host
 from autograd.errors import InputError
 from minilstm import LanguageModel, ModelConfig
 from minilstm.language_model import State
-from train.checkpoint import load_checkpoint, save_checkpoint
+from train.checkpoint import Newest, load_checkpoint, save_checkpoint
 from train.communicator import Communicator
 from train.config import RunConfig, load_run_config, to_toml
 from train.corpus import Vocabulary
-from train.files import atomic_write, exclusive_lock
+from train.files import atomic_write, exclusive_lock, set_aside, versions
 from train.mixed_precision import LossScaler
 from train.optimizers import AVERAGE, Optimizer
 
@@ -41,6 +42,21 @@ class RunFolder:
     def checkpoint(self, which: str) -> Path:
         """The file of the checkpoint `best` (lowest validation loss so far) or `latest`."""
         return self.path / "checkpoints" / f"{which}.h5"
+
+    def has_latest(self) -> bool:
+        """Whether there is a checkpoint to go on from: the latest, or one before it."""
+        return bool(versions(self.checkpoint(LATEST)))
+
+    def leave_damaged(self, found: Newest) -> None:
+        """Say that the run goes on from an earlier checkpoint, and put the damaged ones out of the way."""
+        latest = self.checkpoint(LATEST)
+        if found.path == latest:
+            return
+        for path, error in found.damaged.items():
+            print(f"{error}; it lies now in {set_aside(path).name}", file=sys.stderr)
+        why = "" if found.damaged else f"{latest} is missing: "
+        step = found.meta["position"]["step"]
+        print(f"{why}going on from {found.path.name}, saved after step {step:,}", file=sys.stderr, flush=True)
 
     def create(self, config: RunConfig, vocabulary: Vocabulary) -> None:
         """Make the folder and write what stays as it is: the configuration and the words.
@@ -92,7 +108,7 @@ class RunFolder:
     def check_resumable(self) -> None:
         """Raise an InputError if training has come to weights here, but cannot go on from them."""
         latest = self.checkpoint(LATEST)
-        if latest.exists() or not self.checkpoint(BEST).exists():
+        if self.has_latest() or not self.checkpoint(BEST).exists():
             return
         if self.is_imported:
             raise InputError(
@@ -126,6 +142,7 @@ class Position:
     bad_steps: int = 0  # and how many of those came last, one after the other
     seconds: float = 0.0  # spent in training, over all resumptions
     best: dict[str, Any] | None = None  # the evaluation with the lowest validation loss, and its step
+    pending: bool = False  # the validation of this step, where one is due, is still to be made
 
     @staticmethod
     def of(path: Path, facts: dict[str, Any]) -> Position:
@@ -165,6 +182,7 @@ def save_run(
     optimizer: Optimizer | None,
     state: State | None,
     communicator: Communicator,
+    keep: int | None = None,
 ) -> None:
     """Write a checkpoint; every rank calls it, the root writes.
 
@@ -174,6 +192,7 @@ def save_run(
         facts: what `checkpoint_facts` gives.
         optimizer, state: None leaves them out, as the best weights' checkpoint does. The state's rows are
             gathered over the ranks, so the checkpoint can be resumed on another number of them.
+        keep: as in `save_checkpoint`.
     """
     rows = (
         None
@@ -191,7 +210,7 @@ def save_run(
         for name, part in zip("hc", pair, strict=True):
             assert part is not None
             arrays[f"state/{index}/{name}"] = part
-    save_checkpoint(path, arrays, facts)
+    save_checkpoint(path, arrays, facts, keep)
 
 
 def checkpoint_facts(
@@ -219,7 +238,7 @@ def checkpoint_facts(
 
 
 def restore_run(
-    path: Path,
+    found: Newest,
     model: LanguageModel,
     fingerprint: str,
     optimizer: Optimizer,
@@ -238,9 +257,9 @@ def restore_run(
         dtype: of the state: what is computed with.
 
     Raises:
-        InputError: no checkpoint, or one of another model, optimizer, vocabulary, seed, batch or text.
+        InputError: the checkpoint is of another model, optimizer, vocabulary, seed, batch or text.
     """
-    arrays, facts = load_checkpoint(path)
+    path, arrays, facts = found.path, found.arrays, found.meta
     load_weights(path, model, arrays, facts, fingerprint)
     refuse_differences(path, "run", {**_WINDOWS_ONCE, **facts.get("streams", {})}, streams)
     slots: dict[str, Any] = {

@@ -20,17 +20,20 @@ from train.communicator import Communicator
 from train.exchange import OverlappedMean
 from train.mixed_precision import LossScaler, MasterWeights, largest_of
 from train.optimizers import Optimizer, add_scaled, clip_factor, global_norm
+from train.signals import StopRequest
 
 
 class StepResult(NamedTuple):
     """What one step gives: the mean loss over all ranks, the norm before clipping, the state to carry on.
 
-    The loss is the model's own, without what regularises it (AR, TAR, L2).
+    The loss is the model's own, without what regularises it (AR, TAR, L2). `stop_signal` is the signal by
+    which some rank was asked to stop before this step's end, the same on every rank; 0: none was.
     """
 
     loss: float
     grad_norm: float
     state: State
+    stop_signal: int = 0
 
     @property
     def is_finite(self) -> bool:
@@ -90,14 +93,19 @@ class TrainingStep:
         state: State | None,
         masks: MaskStream,
         learning_rate: float,
+        stop: StopRequest | None = None,
     ) -> StepResult:
-        """inputs, targets: int (T, rows of this rank). Every rank updates alike, or none does."""
+        """inputs, targets: int (T, rows of this rank). Every rank updates alike, or none does.
+
+        Whether any rank was asked to stop, `stop`, travels with the loss.
+        """
         mean = self.communicator.begin_mean(self.model.gradient_buffer)
         loss, new_state = self._backward(inputs, targets, state, masks, mean)
         gradients = self.model.flat_gradients
         with span("allreduce"):
             mean.finish()  # (4)
-            mean_loss = float(self.communicator.allreduce_sum([loss])[0]) / self.communicator.size
+            total_loss, *stops = self.communicator.allreduce_sum([loss, *(stop.flags() if stop else ())])
+            mean_loss = float(total_loss) / self.communicator.size
         with span("update"):
             # Of the averaged gradient: the same on every rank, and so is what follows.
             largest = largest_of(gradients) if self.scaler else 0.0
@@ -105,7 +113,7 @@ class TrainingStep:
                 W = self.model.decoder_weight
                 add_scaled(W.grad.reshape(-1), W.data.reshape(-1), self.l2_tied)
             norm = global_norm(gradients)
-            result = StepResult(mean_loss, norm, new_state)
+            result = StepResult(mean_loss, norm, new_state, stop.agreed(stops) if stop else 0)
             if result.is_finite:  # (5)
                 self.optimizer.update(gradients, learning_rate, clip_factor(norm, self.clip_norm))  # (7)
                 self.take_weights()

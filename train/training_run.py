@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from autograd.errors import InputError
 from autograd.profile import span, spans_of
 from minilstm import LanguageModel, MaskStream
 from train.batches import Batches, RankRows, Windows
-from train.checkpoint import load_checkpoint
+from train.checkpoint import load_checkpoint, load_newest
 from train.clock import Clock
 from train.communicator import Communicator
 from train.config import RunConfig, TrainConfig
@@ -42,6 +42,7 @@ from train.run_folder import (
     save_run,
 )
 from train.schedules import make_schedule
+from train.signals import StopRequest, StopRequestedError, name_of
 from train.step import StepResult, TrainingStep, finite_state
 
 
@@ -124,10 +125,11 @@ class TrainingRun:
         if not resume:
             if root:
                 self.folder.create(self.config, self.corpus.vocabulary)
-        elif self.communicator.broadcast_json(latest.exists()):
+        elif self.communicator.broadcast_json(self.folder.has_latest()):
+            found = load_newest(latest)
             own = slice(self.rows.first, self.rows.first + self.rows.count)
             self.position, self.state = restore_run(
-                latest,
+                found,
                 self.model,
                 self.corpus.fingerprint,
                 self.optimizer,
@@ -138,6 +140,9 @@ class TrainingRun:
             )
             if self.state is not None:
                 self.state = [tuple(map(self.device.to_device, pair)) for pair in self.state]
+            self.communicator.barrier()  # all have read what the root may now rename
+            if root:
+                self.folder.leave_damaged(found)
         self.step.take_weights()
         if self.position.step > self.total_steps:
             raise InputError(
@@ -165,6 +170,9 @@ class TrainingRun:
     def train(self) -> None:
         """All steps that are still to be made.
 
+        SIGTERM and SIGINT end it after the step, or in the validation, that it is in: it saves, and raises
+        SystemExit with status 128 + signal.
+
         Raises:
             InputError: it diverges, or the GPU's memory does not hold a step.
         """
@@ -174,27 +182,52 @@ class TrainingRun:
     def _train(self) -> None:
         position, root = self.position, self.communicator.is_root
         with (
-            MetricsLog(self.folder.metrics, position.step, enabled=root) as self.metrics,
+            MetricsLog(self.folder.metrics, position.step, root, position.pending) as self.metrics,
             TrainingDisplay(self.total_steps, position.step, enabled=root) as self.display,
+            StopRequest(self.communicator) as self.stop,
         ):
             self.clock = Clock(position.seconds, position.tokens)
-            if position.step == self.total_steps and position.best is None:
-                self._evaluate_and_save()  # ended before by a limit that was higher
-            while position.step < self.total_steps:
-                for inputs, targets in spans_of(DATA, self.batches.windows(position.window, position.epoch)):
-                    made = position.step + position.skipped_steps
-                    masks = MaskStream(self.train_config.seed, made, self.rows.first)
-                    learning_rate = self.schedule(position.step) * self.windows.rate_factor(len(targets))
-                    with span(STEP):
-                        result = self.step(inputs, targets, self.state, masks, learning_rate)
-                    self._advance(result, targets.shape[0] * self.train_config.batch_size)
-                    if result.is_finite:
-                        self._log(result, learning_rate)
-                    self._evaluate_and_save(result.is_finite)
-                    self._show(self.profile.after_step())
-                    if position.step == self.total_steps:
-                        break
-            self._show(self.profile.close())
+            try:
+                self._steps()
+            except StopRequestedError as interrupted:
+                self._save_and_exit(interrupted.signal_number)
+
+    def _steps(self) -> None:
+        position = self.position
+        if position.pending or (position.step == self.total_steps and position.best is None):
+            self._evaluate_and_save()  # interrupted before; or ended before by a limit that was higher
+        while position.step < self.total_steps:
+            for inputs, targets in spans_of(DATA, self.batches.windows(position.window, position.epoch)):
+                made = position.step + position.skipped_steps
+                masks = MaskStream(self.train_config.seed, made, self.rows.first)
+                learning_rate = self.schedule(position.step) * self.windows.rate_factor(len(targets))
+                with span(STEP):
+                    result = self.step(inputs, targets, self.state, masks, learning_rate, self.stop)
+                self._advance(result, targets.shape[0] * self.train_config.batch_size)
+                if result.is_finite:
+                    self._log(result, learning_rate)
+                if result.stop_signal:
+                    raise StopRequestedError(result.stop_signal)
+                self._evaluate_and_save()
+                self._show(self.profile.after_step())
+                if position.step == self.total_steps:
+                    break
+        signal_number = self.stop.agreed(self.communicator.allreduce_sum(self.stop.flags()).tolist())
+        if signal_number:
+            raise StopRequestedError(signal_number)
+        self._show(self.profile.close())
+
+    def _save_and_exit(self, signal_number: int) -> NoReturn:
+        """Save where the run stands and end it, on every rank alike."""
+        with self.clock.paused():
+            self._save(LATEST)
+        self._show(
+            f"{name_of(signal_number)}: stopped after step {self.position.step:,} of {self.total_steps:,} "
+            "and saved; go on with --resume"
+        )
+        self._show(self.profile.close())
+        self.communicator.barrier()  # the others' end would be the root's, which may still write
+        raise SystemExit(128 + signal_number)
 
     def _show(self, message: str | None) -> None:
         if message:
@@ -216,7 +249,7 @@ class TrainingRun:
             if not self.device.is_gpu:  # whose step has seen to it
                 state = finite_state(state, self.state)
         self.state = state if self.train_config.carry_state else None
-        position.window += 1
+        position.window, position.pending = position.window + 1, True
         if position.window == self.batches.num_windows(position.epoch):
             position.epoch, position.window, self.state = position.epoch + 1, 0, None
 
@@ -273,21 +306,22 @@ class TrainingRun:
         self.metrics.write(row)
         self.display.update(row)
 
-    def _evaluate_and_save(self, updated: bool = True) -> None:
+    def _evaluate_and_save(self) -> None:
         """What is due after a window; where it made no update, what was due at its step has been done."""
         position, train = self.position, self.train_config
+        updated = position.bad_steps == 0
         last = position.step == self.total_steps
         every = train.evaluate_every
         scheduled = updated and position.step % every == 0 if every else position.window == 0
         save_now = (
             last or scheduled or (updated and train.save_every and position.step % train.save_every == 0)
         )
-        if not save_now:
-            return
         with self.clock.paused():
             if last or scheduled:
                 self._validate(scheduled)
-            self._save(LATEST)
+            position.pending = False
+            if save_now:
+                self._save(LATEST)
 
     def _validate(self, scheduled: bool) -> None:
         """Score the validation split, keep the weights if they are the best, and tell the optimizer.
@@ -297,14 +331,14 @@ class TrainingRun:
         """
         position = self.position
         with self.optimizer.evaluation_weights():
-            score = self._evaluate("valid")
+            score = self._evaluate("valid", stop=self.stop)
             if position.best is None or score["loss"] < position.best["loss"]:
                 position.best = {"step": position.step, **score}
                 self._save(BEST)
         change = self.optimizer.validated(score["loss"]) if scheduled else None
         self._show(change)
 
-    def _evaluate(self, split: str, write: bool = True) -> dict[str, Any]:
+    def _evaluate(self, split: str, write: bool = True, stop: StopRequest | None = None) -> dict[str, Any]:
         """Score a split with the weights that the model holds now, show the result and write it down."""
         train, position = self.train_config, self.position
         result = evaluate(
@@ -317,6 +351,7 @@ class TrainingRun:
             train.evaluation_window,
             description=f"scoring {split}",
             protocol=train.evaluation_protocol,
+            stop=stop,
         )
         row = {"kind": "evaluation", "split": split, "step": position.step, "tokens": position.tokens}
         row |= {"epoch": self._epochs_done(), **result}
@@ -334,7 +369,9 @@ class TrainingRun:
         )
         whole = which == LATEST
         optimizer, state = (self.optimizer, self.state) if whole else (None, None)
-        save_run(self.folder.checkpoint(which), self.model, facts, optimizer, state, self.communicator)
+        keep = self.train_config.keep_checkpoints if whole else None
+        self.metrics.sync()  # a checkpoint counts on the rows before it
+        save_run(self.folder.checkpoint(which), self.model, facts, optimizer, state, self.communicator, keep)
 
     def finish(self) -> None:
         """Score the best weights on the test split; write result.json, the plot and a sample of text."""

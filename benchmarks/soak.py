@@ -1,0 +1,171 @@
+"""Train for an hour under kills and watch the memory: `python -m benchmarks.soak --minutes 60`.
+
+A run of `train.wt103` on two ranks. In the first two thirds of the time it is killed and resumed again and
+again (SIGKILL, SIGTERM and SIGINT by turns, 50 of them in an hour); then it is left alone, and its memory is
+read every second. What counts is how far each rank's resident memory moves after the first twelfth of the
+whole time (5 minutes of an hour). At the end the run is compared with one of as many steps that nothing
+disturbed, which takes almost as long once more: weights, optimizer, metrics and result to the bit.
+
+The exit status is 1 when the memory moves by more than 2%, or anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from autograd.command import Parser, run
+from autograd.errors import InputError
+from benchmarks.chaos import write_table
+from benchmarks.faults import Run, rank_pids, send, write_text
+from train.environment import environment
+from train.log import progress
+
+MOST_GROWTH = 0.02
+_KILLS_PER_MINUTE = 50 / 60
+_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+_ENDLESS = 10**9  # steps; the clock ends it
+_MORE_STEPS = 100  # made after the last stop, so that both runs end alike
+_BEGIN, _END = "<!-- made by benchmarks.soak: begin -->", "<!-- made by benchmarks.soak: end -->"
+
+
+def soak(minutes: float, ranks: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Run it, and its undisturbed twin.
+
+    Args:
+        minutes: of the disturbed run; kills and the time that memory may take to settle are in proportion.
+        ranks: how many.
+        seed: of the moments.
+        folder: where the runs are made.
+
+    Returns:
+        what `table` and the JSON file are made of.
+    """
+    text, rng = folder / "text.txt", random.Random(seed)
+    write_text(text)
+    knobs = {"log_every": 100, "save_every": 500, "evaluate_every": 2000}
+    soaked = Run(folder / "soaked", text, ranks, _ENDLESS, **knobs)
+    seconds, kills = minutes * 60, max(1, round(_KILLS_PER_MINUTE * minutes))
+    began = time.monotonic()
+    with progress(kills, "killing", "kills") as display:
+        for kill in range(kills):
+            process = soaked.start()
+            moment = began + seconds * 2 / 3 * (kill + rng.uniform(0.5, 1)) / kills
+            time.sleep(max(0.0, moment - time.monotonic()))
+            send(process, _SIGNALS[kill % len(_SIGNALS)], rng.choice(["one rank", "all ranks"]), rng)
+            soaked.end(process)
+            display.update()
+    memory = _left_alone(soaked, seconds - (time.monotonic() - began), settling=seconds / 12)
+    soaked.steps = soaked.step_saved() + _MORE_STEPS
+    soaked.finish()
+    twin = Run(folder / "twin", text, ranks, soaked.steps, **knobs)
+    twin.finish(patience=600 + 120 * minutes)
+    return {
+        "minutes": minutes,
+        "ranks": ranks,
+        "seed": seed,
+        "kills": kills,
+        "steps": soaked.steps,
+        "memory_mb": memory,
+        "growth": [_growth(series) for series in memory],
+        "differences": soaked.differences(twin),
+        "environment": environment(),
+    }
+
+
+def _left_alone(soaked: Run, seconds: float, settling: float) -> list[list[float]]:
+    """Let it train for so long; the resident memory in MB of each rank, second by second, once settled."""
+    process = soaked.start()
+    began, shown, memory = time.monotonic(), 0.0, []
+    with progress(seconds, "watching the memory", "s") as display:
+        while (gone := time.monotonic() - began) < seconds:
+            display.update(gone - shown)
+            shown = gone
+            time.sleep(1)
+            pids = rank_pids(process)
+            if process.poll() is not None:
+                raise InputError(f"{soaked.folder.path}: ended: {soaked.end(process).stderr[-500:]}")
+            if gone > settling:
+                memory.append([_resident_mb(pid) for _, pid in sorted(pids.items())])
+    process.send_signal(signal.SIGTERM)
+    soaked.end(process)
+    return [list(series) for series in zip(*memory, strict=True)]
+
+
+def _resident_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / 1e6
+
+
+def _growth(series: list[float]) -> float:
+    """How far memory moves, as a share of the least."""
+    return max(series) / min(series) - 1
+
+
+def faults_found(result: dict[str, Any]) -> list[str]:
+    """What was not as it should be: empty after a good end."""
+    grown = [
+        f"rank {rank}: memory moved by {growth:.1%}"
+        for rank, growth in enumerate(result["growth"])
+        if growth > MOST_GROWTH
+    ]
+    return grown + [f"differs: {name}" for name in result["differences"]]
+
+
+def table(result: dict[str, Any], command: str) -> str:
+    """The soak in Markdown, for docs/reliability.md."""
+    memory = ", ".join(
+        f"rank {rank}: {min(series):.1f} to {max(series):.1f} MB"
+        for rank, series in enumerate(result["memory_mb"])
+    )
+    rows = [
+        ("length", f"{result['minutes']:g} minutes on {result['ranks']} ranks"),
+        ("kills", f"{result['kills']}"),
+        ("steps", f"{result['steps']:,}"),
+        ("memory, settled", memory),
+        ("moved by, at most", f"{max(result['growth']):.2%}"),
+        ("different from the undisturbed run", ", ".join(result["differences"]) or "nothing"),
+    ]
+    commit = result["environment"]["commit"]
+    lines = [f"    {command}", "", f"At commit `{commit}`.", "", "| | |", "| --- | --- |"]
+    lines += [f"| {name} | {value} |" for name, value in rows]
+    return "\n".join(lines + [f"- {line}" for line in faults_found(result)]) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    options = _parser().parse_args(argv)
+    if options.minutes < 0.5 or options.ranks < 1:
+        raise InputError("--minutes and --ranks: expected at least 0.5 and 1")
+    with tempfile.TemporaryDirectory() as scratch:
+        result = soak(options.minutes, options.ranks, options.seed, Path(scratch))
+    command = shlex.join(["python", "-m", "benchmarks.soak", *(sys.argv[1:] if argv is None else argv)])
+    text = table(result, command)
+    if options.out:
+        options.out.write_text(json.dumps({"command": command, **result}) + "\n", encoding="utf-8")
+    if options.docs:
+        write_table(options.docs, text, _BEGIN, _END)
+    print(text)
+    return 1 if faults_found(result) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser.documented("python -m benchmarks.soak", __doc__)
+    parser.add_argument("--minutes", type=float, default=60, metavar="M", help="default 60")
+    parser.add_argument("--ranks", type=int, default=2, metavar="N", help="default 2")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments; default 0")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="write the table between its marks in FILE")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)
