@@ -313,6 +313,11 @@ def test_bad_arguments_are_refused_before_anything_is_learned(arguments, message
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_the_picture_in_docs_is_small():
+    """To take it anew: docs/look_inside.md has the commands."""
+    assert (ROOT / "docs/images/anatomy.png").stat().st_size < 300_000
+
+
 def test_layer_normalised_cells_are_refused(tmp_path):
     with pytest.raises(InputError, match="this model's cells are layer-normalised"):
         anatomy.write_page(tmp_path / "a.html", built(layer_norm=True), sentence(), VOCABULARY, "A model.")

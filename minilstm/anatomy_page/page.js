@@ -42,7 +42,7 @@ function math(text) {
 
 function italics(text) {
   return text.split(/([A-Za-z]+)/).filter(Boolean).map(part =>
-    /^(?!tanh|max)[A-Za-z]/.test(part) ? el("i", {}, part) : part);
+    /^(?!tanh|and|likewise)[A-Za-z]/.test(part) ? el("i", {}, part) : part);
 }
 
 function number(x, digits = 4) {
@@ -269,12 +269,12 @@ function showLedger() {
   const rows = [
     ["6", "dh_t = dy_t + dh_t^←", `‖dh‖ ${n("h")}: from ${above} ${n("y")}, from the next step ${n("h_on")}${last}`],
     ["7", "dc_t = dc_t^← + dh_t ∘ o_t ∘ (1 − tanh²c_t)", `‖dc‖ ${n("c")}: of it from the next step ${n("c_on")}`],
-    ["8", "dz_t^{i,f,g} = dc_t ∘ …", `‖dz‖ i ${n("z_i")}, f ${n("z_f")}, g ${n("z_g")}`],
-    ["9", "dz_t^o = dh_t ∘ …", `‖dz‖ o ${n("z_o")}`],
+    ["8", "dz_t^f = dc_t ∘ c_{t−1} ∘ f_t ∘ (1 − f_t), i and g likewise", `‖dz‖ i ${n("z_i")}, f ${n("z_f")}, g ${n("z_g")}`],
+    ["9", "dz_t^o = dh_t ∘ tanh(c_t) ∘ o_t ∘ (1 − o_t)", `‖dz‖ o ${n("z_o")}`],
   ];
   const before = name => (t ? number(norms[name][t - 1], 3) : null);
   rows.push(["10", "dc_{t−1}^← = dc_t ∘ f_t", t ? `${before("c_on")} goes on to step ${t}` : "ends here: at the first step"]);
-  rows.push(["11", "dh_{t−1}^← = dz_t W_hh".replace("W_hh", "W_{hh}"), t ? `${before("h_on")} goes on to step ${t}` : "ends here: at the first step"]);
+  rows.push(["11", "dh_{t−1}^← = dz_t W_{hh}", t ? `${before("h_on")} goes on to step ${t}` : "ends here: at the first step"]);
   $("ledger").replaceChildren(
     el("h3", {}, `What happens at step ${t + 1}, in this order (lengths over all units of the layer)`),
     el("ol", {}, ...rows.map(([no, equation, said]) =>
