@@ -107,7 +107,7 @@ def as_json(facts: dict[str, Any]) -> str:
 
 
 def code_of_equations() -> dict[int, list[dict[str, Any]]]:
-    """For each equation (1) to (11) the lines that compute it, read from the sources' own comments.
+    """For each of the first eleven equations the lines that compute it, read from the sources' own comments.
 
     Returns:
         number → blocks, each {file, within: the function, lines: [{number, text, hit}]}; a hit bears the

@@ -110,8 +110,8 @@ class WatchedLSTM:
         c = kept("c", f * c + i * (g if mask is None else g * mask))  # (4)
         h = kept("h", o * F.tanh(c))  # (5)
         c_on, h_on, y = (kept("", F.reshape(v, v.shape)) for v in (c, h, h))
-        quarters = (F.split(part, 4, axis=1) for part in (x_part, h_part))
-        return Watched(*quarters, z, (i, f, g, o), c, h, c_on, h_on, y)
+        quarters = [F.split(part, 4, axis=1) for part in (x_part, h_part)]
+        return Watched(quarters[0], quarters[1], z, (i, f, g, o), c, h, c_on, h_on, y)
 
 
 class Sentence(NamedTuple):
@@ -321,9 +321,8 @@ def numerical_slopes(
         by_loss = {"all": costs.sum(axis=0) @ weights / T, "last": costs[-1] @ weights}
         done += T - t
         share = done / (len(shown) * T * (T + 1) / 2)
-        yield share, index, t, {
-            loss: dict(zip(NUDGED, slopes, strict=True)) for loss, slopes in by_loss.items()
-        }  # fmt: skip
+        by_name = {loss: dict(zip(NUDGED, slopes, strict=True)) for loss, slopes in by_loss.items()}
+        yield share, index, t, by_name
 
 
 def _nudges(shape: tuple[int, int, int], units: list[int], H: int) -> Arrays:
@@ -333,8 +332,7 @@ def _nudges(shape: tuple[int, int, int], units: list[int], H: int) -> Arrays:
         range(len(NUDGED)), enumerate(units), enumerate(STENCIL)
     ):
         nudges[n, u, m, n, unit] = multiple * NUDGE
-    nudges = nudges.reshape(-1, len(NUDGED), H)
-    return {name: nudges[:, n] for n, name in enumerate(NUDGED)}
+    return {name: nudges[:, :, :, n].reshape(-1, H) for n, name in enumerate(NUDGED)}
 
 
 def _tiled(steps: list[Watched], t: int, rows: int) -> tuple[Any, Any]:
@@ -342,7 +340,8 @@ def _tiled(steps: list[Watched], t: int, rows: int) -> tuple[Any, Any]:
     if t == 0:
         zeros = np.zeros((rows, steps[0].h.shape[1]))
         return zeros, zeros
-    return tuple(np.repeat(v.data, rows, axis=0) for v in (steps[t - 1].h, steps[t - 1].c))  # type: ignore[return-value]
+    before = steps[t - 1]
+    return np.repeat(before.h.data, rows, axis=0), np.repeat(before.c.data, rows, axis=0)
 
 
 def relative_error(analytic: Any, numerical: Any) -> Any:
