@@ -145,9 +145,13 @@ def dissect(
         progress: is told the share of the work that is done.
 
     Raises:
-        InputError: layer-normalised cells, whose equations are others.
+        InputError: layer-normalised cells, whose equations are others; weights that are not finite.
     """
     model = in_float64(model)
+    if not np.isfinite(model.flat_parameters).all():
+        raise InputError(
+            "anatomy: the model holds numbers that are not finite; take one that did not diverge"
+        )
     text = np.asarray(sentence.ids)[:, None]
     inputs, targets = text[:-1], text[1:]
     watched = {loss: watch(model, inputs, targets, loss == "last") for loss in ("all", "last")}

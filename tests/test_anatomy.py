@@ -272,11 +272,10 @@ def test_a_sentence_cannot_leave_its_place(tmp_path, capsys):
 
 
 def test_the_page_is_one_small_file_that_asks_for_nothing(tmp_path):
-    long = ["the", "cat"] * (anatomy.MAX_WORDS // 2)
     model = built(embedding_size=24, hidden_size=24)
-    anatomy.write_page(tmp_path / "a.html", model, sentence(long[:16]), VOCABULARY, "A model.")
+    anatomy.write_page(tmp_path / "a.html", model, sentence(WORDS), VOCABULARY, "A model.")
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
-    assert len(page.encode()) < 1_200_000
+    assert len(page.encode()) < 2_000_000 * len(WORDS) / 25  # 25 words are a typical sentence and more
     assert "default-src 'none'" in page
     assert not [part for part in ("http://", "https://", "url(", "@import", "innerHTML") if part in
                 page.replace("http://www.w3.org/2000/svg", "")]  # fmt: skip
@@ -322,6 +321,13 @@ def test_layer_normalised_cells_are_refused(tmp_path):
     with pytest.raises(InputError, match="this model's cells are layer-normalised"):
         anatomy.write_page(tmp_path / "a.html", built(layer_norm=True), sentence(), VOCABULARY, "A model.")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_diverged_is_refused(tmp_path):
+    model = built()
+    model.flat_parameters[3] = np.nan
+    with pytest.raises(InputError, match="holds numbers that are not finite"):
+        anatomy.write_page(tmp_path / "a.html", model, sentence(), VOCABULARY, "A model.")
 
 
 def test_the_first_model_learns_and_is_the_same_each_time():

@@ -346,6 +346,22 @@ def test_everything_is_named(page):
     assert page.run("document.documentElement.lang") == "en"
 
 
+@pytest.mark.parametrize(("words", "layers"), [(["the"], 2), (["the", "cat"] * 20, 1)], ids=["short", "long"])
+def test_one_word_and_forty_fit(browser, tmp_path, words, layers):
+    model = LanguageModel(ModelConfig(12, 4, 4, layers), seed=2)
+    anatomy.write_page(tmp_path / "a.html", model, sentence(words), VOCABULARY, "A model.")
+    browser.complaints.clear()
+    browser.open(tmp_path / "a.html", *PHONE)
+    browser.click(cell("back", 4, len(words) - 1, 3))
+    focus(browser, "#time")
+    browser.press("Home")
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    assert text(browser, "#time-now") == f"1 of {len(words)}: <eos>"
+    assert count(browser, "#layer input") == layers
+    assert text(browser, "#masks-said") == "This model was trained without any dropout."
+    assert browser.complaints == []
+
+
 def luminance(colour):
     parts = np.array(colour) / 255
     linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)

@@ -151,6 +151,10 @@ function makeMap(way, map) {
     if (place) openSheet(true);
   });
   grid.addEventListener("focusin", event => { const place = find(event.target); if (place) choose(way, map, ...place, false); });
+  grid.addEventListener("mouseover", event => {
+    const cell = event.target.closest("td");
+    if (cell) cell.title = cell.getAttribute("aria-label");
+  });
   grid.addEventListener("keydown", event => move(event, way, map, find(event.target)));
   return el("div", { class: "map" }, title, el("div", { class: "scroll" }, grid), legend(way, map, largest));
 }
@@ -194,33 +198,43 @@ function choose(way, map, t, u, takesFocus) {
   if (takesFocus) grids[way][map].cells[t][u].focus();
 }
 
+// Only what changes is touched: a phone has thousands of squares to show.
 function showMaps() {
   for (const [way, maps] of Object.entries(grids)) {
-    for (const [map, { cells, heads, values }] of Object.entries(maps)) {
-      heads.forEach((head, t) => head.classList.toggle("now", t === state.time));
-      cells.forEach((column, t) => column.forEach((cell, u) => {
+    for (const [map, grid] of Object.entries(maps)) {
+      const { cells, heads, values } = grid;
+      for (const t of new Set([grid.now ?? state.time, state.time])) {
+        [heads[t], ...cells[t]].forEach(node => node.classList.toggle("now", t === state.time));
+      }
+      grid.now = state.time;
+      cells.forEach((column, t) => {
         const waits = way === "back" && t < state.time;
-        cell.classList.toggle("waiting", waits);
-        cell.classList.toggle("now", t === state.time);
-        const name = way === "back" ? `d${map}` : map;
-        cell.setAttribute("aria-label", `${name}, step ${t + 1} ${word(t)}, unit ${layer().units[u]}: ` +
-          (waits ? "not reached yet" : number(values[t][u])));
-      }));
+        if (column.waits === waits) return;
+        column.waits = waits;
+        column.forEach((cell, u) => {
+          cell.classList.toggle("waiting", waits);
+          cell.setAttribute("aria-label", `${way === "back" ? `d${map}` : map}, step ${t + 1} ${word(t)}, ` +
+            `unit ${layer().units[u]}: ${waits ? "not reached yet" : number(values[t][u])}`);
+          cell.removeAttribute("title");
+        });
+      });
     }
   }
 }
 
 function showChosen() {
   for (const [way, maps] of Object.entries(grids)) {
-    for (const [map, { cells }] of Object.entries(maps)) {
-      const own = way === state.way && map === state.map;
-      const [t, u] = own ? [state.t, state.u] : [Math.min(state.t, T - 1), state.u];
-      cells.forEach((column, a) => column.forEach((cell, b) => {
-        const here = a === t && b === u;
-        if (cell.classList.contains("chosen") !== here) cell.classList.toggle("chosen", here);
-        if ((cell.tabIndex === 0) !== here) cell.tabIndex = here ? 0 : -1;
-        if (here) cell.setAttribute("aria-selected", own); else cell.removeAttribute("aria-selected");
-      }));
+    for (const [map, grid] of Object.entries(maps)) {
+      const cell = grid.cells[state.t][state.u];
+      if (grid.chosen && grid.chosen !== cell) {
+        grid.chosen.classList.remove("chosen");
+        grid.chosen.tabIndex = -1;
+        grid.chosen.removeAttribute("aria-selected");
+      }
+      grid.chosen = cell;
+      cell.classList.add("chosen");
+      cell.tabIndex = 0;
+      cell.setAttribute("aria-selected", way === state.way && map === state.map);
     }
   }
   showCell();
@@ -348,8 +362,8 @@ function showCell() {
   const analytic = lossGradients()[name][t][u];
   $("cell-title").replaceChildren(math(`${map}_t`), `, ${NAMES[map]}`);
   $("cell-place").replaceChildren(`Layer ${state.layer + 1}, step ${t + 1}, reading “`, wordNode(t), `”, unit ${unit}`);
-  const shown = waits ? "not reached" : number(analytic);
-  $("cell-summary").replaceChildren(math(map), ` ${number(value)}, `, math(symbol(map)), ` ${shown}, step ${t + 1}, unit ${unit}`);
+  const shown = waits ? "not reached" : number(analytic, 3);
+  $("cell-summary").replaceChildren(math(map), ` ${number(value, 3)}, `, math(symbol(map)), ` ${shown}, step ${t + 1}, unit ${unit}`);
   $("cell-forward").replaceChildren(el("h3", {}, "Forward"), ...forwardEquations(map, t, u));
   $("cell-backward").replaceChildren(el("h3", {}, `Backward, from the loss of ${LOSSES[state.loss]}`),
     ...(waits ? [el("p", {}, `The backward pass is at step ${state.time + 1} and has not come here yet.`)] : backwardEquations(map, t, u)));
@@ -363,7 +377,7 @@ function check(name, t, u, analytic) {
   const row = (label, text) => el("tr", {}, el("th", { scope: "row" }, label), el("td", {}, text));
   return [el("h3", {}, "Proof by differences"), el("table", { class: "check" }, el("tbody", {},
     row("by the equations", number(analytic, 9)), row("by differences", number(numerical, 9)),
-    row("relative error", `${number(error, 2)} ${error <= 1e-6 ? "✓" : "✗"}`))),
+    row("relative error", `${number(error, 2)} ${error <= 1e-6 ? "✓" : "✗ (expected at most 1e−6)"}`))),
     el("p", { class: "soft" }, "This number alone was moved by ±ε and ±2ε, and the rest of the sentence read anew each time.")];
 }
 
@@ -396,7 +410,7 @@ function showMemory() {
   const width = Math.max(280, $("memory").clientWidth), height = Math.min(300, Math.max(210, width / 2.4));
   const left = 46, right = width - 74, top = 12, bottom = height - 40;
   const logs = curves.flat().filter(x => x > 0).map(Math.log10);
-  const low = Math.floor(Math.min(...logs)), high = Math.max(Math.ceil(Math.max(...logs)), low + 1);
+  const low = Math.floor(Math.min(...logs, 0)), high = Math.max(Math.ceil(Math.max(...logs)), low + 1);
   const x = t => (T === 1 ? right : left + ((right - left) * t) / (T - 1));
   const y = value => bottom - ((bottom - top) * (Math.log10(Math.max(value, 10 ** low)) - low)) / (high - low);
   const svg = el("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label":
@@ -483,7 +497,7 @@ function showLayer() {
 
 function showAbout() {
   const { sizes, losses } = data, errors = data.layers.flatMap(one => Object.values(one.error).flatMap(by => Object.values(by)));
-  const flat = errors.flat(2), worst = Math.max(...flat), shown = data.layers.map(one => one.units.length);
+  const flat = errors.flat(2), worst = flat.reduce((a, b) => Math.max(a, b), 0), shown = data.layers.map(one => one.units.length);
   $("model").textContent = `${data.model} ${sizes.units.length === 1 ? "One layer" : `${sizes.units.length} layers`} of ` +
     `${[...new Set(sizes.units)].join(" and ")} units, ${sizes.vocabulary.toLocaleString("en")} words, ` +
     `${sizes.parameters.toLocaleString("en")} parameters. Loss of this sentence: ${number(losses.all)} nats a word, ` +
