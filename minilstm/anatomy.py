@@ -215,6 +215,10 @@ def check_flags(args: argparse.Namespace) -> None:
         raise InputError(f"--units: must be within 1 and {MAX_UNITS}; got {args.units}")
     if not args.sentence.strip():
         sentence_of([], [], [], 0)
+    try:
+        args.sentence.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"sentence: must be UTF-8; got {args.sentence!r}") from None
     check_target(args.out)
 
 

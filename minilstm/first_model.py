@@ -23,6 +23,7 @@ LEARNING_RATE, CLIP_NORM = 20.0, 0.25
 KEEP = 0.95
 
 _TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|[.,;:()?]|\d+")
+_TOKEN_OF_READER = re.compile(r"\w+(?:'\w+)*|[^\w\s]")  # loses nothing: what is unknown can be told
 
 
 def train_first_model(
@@ -64,8 +65,8 @@ def train_first_model(
 
 
 def words_of(text: str) -> list[str]:
-    """The words and signs of a text in lower case, as the model was taught to read them."""
-    return _TOKEN.findall(text.lower().replace("’", "'"))
+    """The words and signs of a reader's text in lower case, as the model was taught to read them."""
+    return _TOKEN_OF_READER.findall(text.lower().replace("’", "'"))
 
 
 def _config(vocab_size: int, units: int, layers: int) -> ModelConfig:
@@ -97,7 +98,7 @@ def _paragraphs() -> Iterator[list[str]]:
         ) from None
     for name in sorted(topics):
         for paragraph in re.split(r"\n\s*\n", topics[name]):
-            words = words_of(paragraph)
+            words = _TOKEN.findall(paragraph.lower().replace("’", "'"))
             num_alphabetic = sum(word.isalpha() for word in words)
             num_letters, num_signs = len(re.findall(r"[A-Za-z]", paragraph)), len("".join(paragraph.split()))
             is_prose = num_alphabetic >= max(6, 0.75 * len(words)) and num_letters > 0.7 * num_signs

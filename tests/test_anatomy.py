@@ -289,6 +289,7 @@ def test_the_page_is_one_small_file_that_asks_for_nothing(tmp_path):
     [
         ([""], "sentence: is empty; give some words"),
         ([" \n"], "sentence: is empty; give some words"),
+        (["the \udcff"], "sentence: must be UTF-8; got 'the \\udcff'"),
         (["the " * 41], "sentence: must have at most 40 words and signs; got 41"),
         (["the value", "--out", "page.png"], "--out: expected a name ending in .html; got 'page.png'"),
         (["the value", "--out", "mine.html"], "--out: mine.html is there and is no page of this command"),
@@ -339,6 +340,12 @@ def test_the_first_model_learns_and_is_the_same_each_time():
     assert np.mean(losses[-10:]) < losses[0] - 1
     again, _ = first_model.train_first_model(units=8, layers=1, steps=60)
     assert (model.flat_parameters == again.flat_parameters).all()
+
+
+def test_a_readers_text_is_cut_into_words_and_loses_none():
+    assert first_model.words_of("Don’t say “naïve” @ 3.5 </b>") == [
+        "don't", "say", "“", "naïve", "”", "@", "3", ".", "5", "<", "/", "b", ">",
+    ]  # fmt: skip
 
 
 def test_the_command_writes_a_page(tmp_path):
