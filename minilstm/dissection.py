@@ -387,22 +387,26 @@ def next_words(
 
 
 def memory(model: LanguageModel, inputs: Any, targets: Any) -> list[dict[str, Any]]:
-    """How long the last target's gradient lives: norms of dh and dc (T) by layer, with other forget gates.
+    """How long the last target's gradient lives, with the learned forget gates and with others.
 
-    The gates are held at one value through the whole run, forward and backward; all else is the model's.
+    Those are held at one value through the whole run, forward and backward; all else is the model's.
+
+    Returns:
+        for each kind of gates its value, None for the learned ones, and by layer the norms of dh and dc (T)
+        and each unit's mean gate f (H).
     """
     curves = []
     for forget in (None, *FORGET_GATES):
         watched = watch(model, inputs, targets, only_last=True, forget=forget)
-        norms = [
+        layers = [
             {
                 "h": np.linalg.norm(_stacked(step.h.grad for step in steps), axis=1),
                 "c": np.linalg.norm(_stacked(step.c.grad for step in steps), axis=1),
-                "mean_f": float(np.mean([step.gates[1].data.mean() for step in steps])),
+                "f": np.mean([step.gates[1].data[0] for step in steps], axis=0),
             }
             for steps in watched.layers
         ]
-        curves.append({"forget": forget, "layers": norms})
+        curves.append({"forget": forget, "layers": layers})
     return curves
 
 

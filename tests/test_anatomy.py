@@ -171,6 +171,7 @@ def test_forget_gates_near_one_let_the_gradient_of_the_cell_live():
     left = [curve["layers"][0]["c"][0] / curve["layers"][0]["c"][-2] for curve in (near_one, half)]
     assert left[0] > 100 * left[1]
     steps = dissection.watch(model, inputs, targets, only_last=True).layers[1]
+    near(learned["layers"][1]["f"], np.mean([step.gates[1].data[0] for step in steps], axis=0))
     near(learned["layers"][1]["h"], [np.linalg.norm(step.h.grad) for step in steps])
 
 

@@ -337,11 +337,14 @@ function backwardEquations(map, t, u) {
   const before = t ? layer().values.c[t - 1][u] : 0, p = inParentheses;
   const [i, f, g, o] = GATES.map(v), dc = d("c"), dh = d("h"), isLast = t === T - 1;
   const nobody = "nobody uses the state after the last step";
-  if (map === "i") return [equation(8, "dz_t^i = dc_t g_t i_t (1 − i_t)", `${number(dc)} · ${p(g)} · ${number(i)} · (1 − ${number(i)})`, d("z_i"))];
-  if (map === "f") return [equation(8, "dz_t^f = dc_t c_{t−1} f_t (1 − f_t)", `${number(dc)} · ${p(before)} · ${number(f)} · (1 − ${number(f)})`, d("z_f"),
+  if (map === "i") return [equation(8, "dz_t^i = dc_t g_t i_t (1 − i_t)",
+    `${number(dc)} · ${p(g)} · ${number(i)} · (1 − ${number(i)})`, d("z_i"))];
+  if (map === "f") return [equation(8, "dz_t^f = dc_t c_{t−1} f_t (1 − f_t)",
+    `${number(dc)} · ${p(before)} · ${number(f)} · (1 − ${number(f)})`, d("z_f"),
     t ? null : "the cell before the first step is zero: nothing to forget, nothing to learn")];
   if (map === "g") return [equation(8, "dz_t^g = dc_t i_t (1 − g_t²)", `${number(dc)} · ${number(i)} · (1 − ${p(g)}²)`, d("z_g"))];
-  if (map === "o") return [equation(9, "dz_t^o = dh_t tanh(c_t) o_t (1 − o_t)", `${number(dh)} · tanh(${number(v("c"))}) · ${number(o)} · (1 − ${number(o)})`, d("z_o"))];
+  if (map === "o") return [equation(9, "dz_t^o = dh_t tanh(c_t) o_t (1 − o_t)",
+    `${number(dh)} · tanh(${number(v("c"))}) · ${number(o)} · (1 − ${number(o)})`, d("z_o"))];
   if (map === "c") {
     const later = isLast ? equation(10, "dc_t^← = 0", nobody, 0) : equation(10, "dc_t^← = dc_{t+1} f_{t+1}",
       `${number(lossGradients().c[t + 1][u])} · ${number(layer().values.f[t + 1][u])}`, d("c_on"), "what the next step sends back along the cell");
@@ -435,10 +438,11 @@ function showMemory() {
   });
   $("memory").replaceChildren(svg);
   const left_over = (curve, k) => `${curveName(data.memory[k])}: ${percent(curve[0] / curve[T - 1])}`;
-  const mean = data.memory[0].layers[state.layer].mean_f;
+  const learned = data.memory[0].layers[state.layer].f;
+  const mean = learned.reduce((a, b) => a + b) / learned.length, most = Math.max(...learned);
   $("memory-said").textContent = T === 1 ? "A sentence of one step has nothing to remember." :
     `Of the ${name} of the last step, there is left at the first, ${T - 1} steps back: ${curves.map(left_over).join("; ")}. ` +
-    `The learned gates are ${number(mean, 2)} in the mean.`;
+    `The learned gates are ${number(mean, 2)} in the mean, those of the unit that forgets least ${number(most, 2)}.`;
   table($("memory-table"), ["step", "reads", ...data.memory.map(curveName)],
     data.next.map((_, t) => [String(t + 1), wordNode(t), ...curves.map(curve => curve[t])]));
 }
@@ -460,7 +464,8 @@ function aboutMask(place) {
 
 function showMasks() {
   $("masks-said").textContent = data.masks.length
-    ? "In training alone. These are masks that the model itself drew for one window of training on this sentence; what is dropped is orange, what is kept is scaled up by 1 / keep probability."
+    ? "In training alone. These are masks that the model itself drew for one window of training on this sentence; " +
+      "what is dropped is orange, what is kept is scaled up by 1 / keep probability."
     : "This model was trained without any dropout.";
   $("masks").replaceChildren(...data.masks.map(drawMask));
 }
