@@ -140,6 +140,7 @@ class LanguageModel:
             parameter's `data` is a view into it.
         masks: the dropout masks used when a call is given none; each training call draws new ones.
         implementation: which LSTM runs, "fused", or "readable": the cell, step by step; both are equal.
+        run_lstm: what runs each layer instead, called as these two are; `minilstm.dissection` watches so.
 
     Raises:
         DtypeError: another dtype.
@@ -151,6 +152,7 @@ class LanguageModel:
         self.config = config
         self.masks = MaskStream(seed)
         self.implementation: Literal["fused", "readable"] = "fused"
+        self.run_lstm: Run | None = None
         rng = np.random.default_rng(seed)
         self.embedding = _table(rng, config, config.embedding_size, "embedding.weight")
         self.layers = [LSTMLayer(index, config, rng) for index in range(config.num_layers)]
@@ -319,7 +321,7 @@ class LanguageModel:
             raise ShapeError(f"model: inputs must be (T, B) with at least one step; got {inputs.shape}")
         state = self.initial_state(inputs.shape[1]) if state is None else state
         self._check_state(state, inputs.shape[1])
-        run_lstm = LSTMS[self.implementation][self.config.layer_norm]
+        run_lstm = self.run_lstm or LSTMS[self.implementation][self.config.layer_norm]
         if self.config.layer_norm:
             run_lstm = functools.partial(run_lstm, epsilon=self.config.layer_norm_epsilon)
         kind = KernelDropouts if use_kernels(self.flat_parameters) else Dropouts

@@ -48,7 +48,7 @@ class LSTM(Function):
 
         def project(steps: slice) -> None:
             z = gates[steps].reshape(-1, 4 * H)
-            matmul_rows(x[steps].reshape(-1, x.shape[2]), W_ih_T, out=z)
+            matmul_rows(x[steps].reshape(-1, x.shape[2]), W_ih_T, out=z)  # (1) but for h
             z += bias
 
         def run(rows: slice, steps: slice) -> None:
@@ -185,11 +185,11 @@ def local_derivatives(gates: Any, c: Any, tanh_c: Any, mask: Any = None) -> tupl
         f[...] = a[:, :, F]
         xp.multiply(tanh, tanh, out=o_slope)
         xp.subtract(1, o_slope, out=o_slope)
-        o_slope *= o
-        a[:, :, O] *= (1 - o) * tanh
-        a[:, :, I] *= (1 - i) * g
-        a[:, :, F] *= (1 - f) * c[steps]  # c[t] is the cell before step t
-        a[:, :, G] = (1 - g * g) * i
+        o_slope *= o  # (7) but for dh
+        a[:, :, O] *= (1 - o) * tanh  # (9) but for dh
+        a[:, :, I] *= (1 - i) * g  # (8) but for dc, likewise the next two
+        a[:, :, F] *= (1 - f) * c[steps]  # (8): c[t] is the cell before step t
+        a[:, :, G] = (1 - g * g) * i  # (8)
         if mask is not None:
             a[:, :, I] *= mask[steps]  # (36)
             a[:, :, G] *= mask[steps]
