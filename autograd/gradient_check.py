@@ -152,8 +152,8 @@ def compare_backward(
         grad_outputs = [rng.standard_normal(output.shape) for output in outputs]
     if len(grad_outputs) != len(outputs):
         raise ValueError(
-            f"check_backward: grad_outputs must have an array or None for each of the {len(outputs)} outputs; "
-            f"got {len(grad_outputs)}"
+            f"check_backward: grad_outputs must have an array or None for each of the {len(outputs)} "
+            f"outputs; got {len(grad_outputs)}"
         )
     backward_all(outputs, grad_outputs)
     for index, (array, copy) in enumerate(zip(inputs, before, strict=True)):

@@ -273,7 +273,7 @@ def test_two_precisions_do_not_meet_unseen(mix):
     ("returned", "message"),
     [((1.0,), "bad.backward must return one gradient or None for each of its 2 inputs; got 1"),
      ([np.ones(2)], "bad.backward must return one gradient or None for each of its 2 inputs; got 1"),
-     ((np.ones(3), None), r"bad.backward: the gradient of input 0, x, must be an array \(2,\); got \(3,\); .*summed"),
+     ((np.ones(3), None), r"bad.backward: .* input 0, x, must be an array \(2,\); got \(3,\); .*summed"),
      ((np.ones(2), 1.0), r"of input 1, y, must be an array \(2,\); got a float"),
      ((None, variable(1.0, 1.0)), r"of input 1, y, must be an array \(2,\); got a Variable")],
 )  # fmt: skip

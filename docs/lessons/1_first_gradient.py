@@ -60,8 +60,8 @@ show(y.node)
 # ## Uses add up
 #
 # x stands in f three times: twice in x * x, once in 3 * x. Through each use a gradient comes back, 2, 2 and
-# 3, and x.grad is their sum. This one rule, applied to a weight that is used at every step of a text, is all
-# of "backpropagation through time".
+# 3, and x.grad is their sum. This one rule, applied to a weight that is used at every step of a text, is
+# all of "backpropagation through time".
 #
 # It also means that a second backward pass *adds* to `grad`. `zero_grad` begins anew.
 
@@ -117,8 +117,8 @@ assert abs(v.item() + 1) < 0.1
 # %% [markdown]
 # ## Leaving things out
 #
-# A plain array is a constant: `points` above got no gradient, and cost nothing. `detach` makes a constant of
-# a variable, and inside `no_backprop_mode` nothing is remembered at all, as when a model is only used.
+# A plain array is a constant: `points` above got no gradient, and cost nothing. `detach` makes a constant
+# of a variable, and inside `no_backprop_mode` nothing is remembered at all, as when a model is only used.
 
 # %%
 x = Variable(np.array(2.0))
@@ -132,5 +132,6 @@ with no_backprop_mode():
 # **Try it.** What is the gradient of x * x * x at 2? Of w by `(w * 0).sum()`? Why must `loss.backward()` be
 # called before `w.data` is changed, and not after?
 #
-# The engine itself is three files, to be read in one sitting: `autograd/variable.py`, `autograd/function.py`,
-# `autograd/backprop.py`. Next: [lesson 2](2_own_function.py), an operation of your own.
+# The engine itself is three files, to be read in one sitting: `autograd/variable.py`,
+# `autograd/function.py`, `autograd/backprop.py`. Next: [lesson 2](2_own_function.py), an operation of your
+# own.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Lesson 2: write your own Function, and check it
 #
-# The engine knows some thirty operations. A new one takes two methods, `forward` and `backward`, and a check
-# against finite differences that tells whether the second belongs to the first.
+# The engine knows some thirty operations. A new one takes two methods, `forward` and `backward`, and a
+# check against finite differences that tells whether the second belongs to the first.
 
 # %%
 import numpy as np
@@ -14,10 +14,10 @@ from autograd.gradient_check import check_backward
 # %% [markdown]
 # ## The smallest one
 #
-# * `forward` gets plain arrays and returns a plain array. What `backward` will need goes into `self.save(...)`
-#   and is read from `self.saved`, a tuple in the same order.
-# * `backward` gets d(loss)/d(output), an array of the output's shape, and returns d(loss)/d(input), an array of
-#   the input's shape.
+# * `forward` gets plain arrays and returns a plain array. What `backward` will need goes into
+#   `self.save(...)` and is read from `self.saved`, a tuple in the same order.
+# * `backward` gets d(loss)/d(output), an array of the output's shape, and returns d(loss)/d(input), an
+#   array of the input's shape.
 #
 # The name `dy` is short for d(loss)/dy. By the chain rule dx = dy · 3x², element by element.
 
@@ -35,8 +35,8 @@ class Cube(Function):
 
 
 # %% [markdown]
-# An instance of a Function is applied once, so each call makes a new one. Put that into a function of lower case: it is what
-# others call, and where shapes and errors are documented.
+# An instance of a Function is applied once, so each call makes a new one. Put that into a function of lower
+# case: it is what others call, and where shapes and errors are documented.
 
 # %%
 
@@ -54,9 +54,9 @@ assert x.grad.tolist() == [3.0, 12.0]
 # %% [markdown]
 # ## The check
 #
-# `check_backward` takes the function and float64 arrays. It moves each input by ±1e-6 along random directions
-# and compares what the output does with what `backward` says. It returns the worst relative error, and raises
-# an AssertionError above 1e-7.
+# `check_backward` takes the function and float64 arrays. It moves each input by ±1e-6 along random
+# directions and compares what the output does with what `backward` says. It returns the worst relative
+# error, and raises an AssertionError above 1e-7.
 
 # %%
 rng = np.random.default_rng(0)
@@ -87,13 +87,13 @@ assert "relative error" in caught
 #
 #     h' = tanh(z),   z = x Wᵀ + h Uᵀ + b
 #
-# with x (B, I), h (B, H), W (H, I), U (H, H), b (H). On the way back, first through tanh, dz = dh' ∘ (1 - h'²),
-# and then the rule for a product y = x Wᵀ, which is all that one needs to know about matrices:
+# with x (B, I), h (B, H), W (H, I), U (H, H), b (H). On the way back, first through tanh, dz = dh' ∘ (1 -
+# h'²), and then the rule for a product y = x Wᵀ, which is all that one needs to know about matrices:
 #
 #     dx = dy W      dW = dyᵀ x      db = the sum of dy's rows
 #
-# `backward` returns **one gradient for each input, in the order of `forward`**; None for one that has none (an
-# integer array). `self.check_shape` turns a wrong size into an error in the caller's words.
+# `backward` returns **one gradient for each input, in the order of `forward`**; None for one that has none
+# (an integer array). `self.check_shape` turns a wrong size into an error in the caller's words.
 
 # %%
 
@@ -148,8 +148,8 @@ assert told.startswith("tanh_step: W must be (4, 3)")
 # ## Its plain twin
 #
 # The same step from operations that the engine has: it derives the backward pass of that by itself. Values
-# and gradients of the two must agree, and only then is a hand-written backward pass worth its speed. When one
-# is wrong, its twin shows which of the gradients.
+# and gradients of the two must agree, and only then is a hand-written backward pass worth its speed. When
+# one is wrong, its twin shows which of the gradients.
 
 # %%
 
@@ -171,9 +171,9 @@ for name, ours, plain in zip(sizes, gradients(tanh_step), gradients(plain_tanh_s
 # %% [markdown]
 # ## Several outputs
 #
-# `forward` returns a tuple; `backward` gets one gradient for each output, in that order. **An output that the
-# loss does not use has None**: here the polar coordinates of (x, y), of which somebody may want the radius
-# only.
+# `forward` returns a tuple; `backward` gets one gradient for each output, in that order. **An output that
+# the loss does not use has None**: here the polar coordinates of (x, y), of which somebody may want the
+# radius only.
 
 # %%
 
@@ -209,20 +209,21 @@ print(f"the radius alone: relative error {only_radius:.1e}")
 # %% [markdown]
 # ## Six things that go wrong
 #
-# 1. **A gradient of the wrong shape.** Where NumPy repeated an input (a bias over the rows), its gradient is
-#    the sum over the repeats: `autograd.functions.arithmetic.sum_to(gradient, shape)` for any broadcasting.
+# 1. **A gradient of the wrong shape.** Where NumPy repeated an input (a bias over the rows), its gradient
+#    is the sum over the repeats: `autograd.functions.arithmetic.sum_to(gradient, shape)` for any
+#    broadcasting.
 # 2. **An output that nobody used.** Its gradient is None, and None + array is a TypeError.
-# 3. **Changing what is not yours.** `forward` must not write into its inputs, nor `backward` into what it gets
-#    or has saved of them: others hold the same arrays. The check tells.
+# 3. **Changing what is not yours.** `forward` must not write into its inputs, nor `backward` into what it
+#    gets or has saved of them: others hold the same arrays. The check tells.
 # 4. **A kink.** At 0 relu has no derivative, and differences across it disagree: check it away from there.
 # 5. **Other precision.** float32 in must give float32 out, or `apply` raises a DtypeError: write
 #    `np.zeros_like(x)` and not `np.zeros(x.shape)`. (On a GPU arrays are CuPy's: `get_array_module(x)` of
 #    `autograd.backend` stands for numpy or cupy.)
-# 6. **Variables and arrays mixed up.** Inside `forward` and `backward` everything is a plain array: `np.tanh`.
-#    Outside, on Variables, it is `F.tanh`; `x.data` is the array in a Variable.
+# 6. **Variables and arrays mixed up.** Inside `forward` and `backward` everything is a plain array:
+#    `np.tanh`. Outside, on Variables, it is `F.tanh`; `x.data` is the array in a Variable.
 #
-# Work that nobody wants can be left undone: `self.needs_grad(0)` tells whether input 0 is one of a graph or a
-# constant; return None for it then. Constants such as an axis are arguments of the Function's `__init__`.
+# Work that nobody wants can be left undone: `self.needs_grad(0)` tells whether input 0 is one of a graph or
+# a constant; return None for it then. Constants such as an axis are arguments of the Function's `__init__`.
 #
 # ## For good
 #
@@ -238,5 +239,6 @@ print(f"the radius alone: relative error {only_radius:.1e}")
 #     n = tanh(x W_nᵀ + (r ∘ h) U_nᵀ + b_n)  the candidate
 #     h' = u ∘ h + (1 - u) ∘ n
 #
-# as a Function with its check, or give the gates of an LSTM a look at the cell (peepholes, Gers & Schmidhuber
-# 2000). Both are solved in [2_solutions.py](2_solutions.py). Next: [lesson 3](3_lstm_step.py), the LSTM step.
+# as a Function with its check, or give the gates of an LSTM a look at the cell (peepholes, Gers &
+# Schmidhuber 2000). Both are solved in [2_solutions.py](2_solutions.py). Next: [lesson 3](3_lstm_step.py),
+# the LSTM step.

@@ -5,8 +5,8 @@
 #
 # 1. Write the equations in the order of their computation, and `forward` line by line after them.
 # 2. Save what appears on the right-hand side of a derivative.
-# 3. Go through the equations from the last to the first. Each one hands a gradient to everything that stands on
-#    its right. What stands in several places collects a sum.
+# 3. Go through the equations from the last to the first. Each one hands a gradient to everything that
+#    stands on its right. What stands in several places collects a sum.
 # 4. Compare with the plain twin, then with differences.
 
 # %%
@@ -100,8 +100,8 @@ def plain_gru_step(x, h, W, U, b):
 # ## Peepholes (Gers & Schmidhuber 2000)
 #
 # The gates of an LSTM see the cell itself, not only what it shows: the input and the forget gate the old
-# cell, the output gate the new one. The weights p (3, H) are one number a unit and gate. With z (B, 4H), the
-# pre-activations as `minilstm/lstm_cell.py` computes them, the Function is all that is elementwise:
+# cell, the output gate the new one. The weights p (3, H) are one number a unit and gate. With z (B, 4H),
+# the pre-activations as `minilstm/lstm_cell.py` computes them, the Function is all that is elementwise:
 #
 #     i = σ(z_i + p_i ∘ c)     f = σ(z_f + p_f ∘ c)     g = tanh(z_g)       (a)
 #     c' = f ∘ c + i ∘ g                                                    (b)
@@ -113,7 +113,8 @@ def plain_gru_step(x, h, W, U, b):
 #     (d)  do = dh' ∘ tanh(c')     dc' += dh' ∘ o ∘ (1 - tanh²(c'))
 #     (c)  dz_o = do ∘ o ∘ (1 - o)     dc' += dz_o ∘ p_o     dp_o = the sum over rows of dz_o ∘ c'
 #     (b)  di = dc' ∘ g     df = dc' ∘ c     dg = dc' ∘ i     dc += dc' ∘ f
-#     (a)  dz_i = di ∘ i ∘ (1 - i)     dc += dz_i ∘ p_i     dp_i = the sum over rows of dz_i ∘ c     f likewise
+#     (a)  dz_i = di ∘ i ∘ (1 - i)     dc += dz_i ∘ p_i     dp_i = the sum over rows of dz_i ∘ c
+#          dz_f = df ∘ f ∘ (1 - f)     dc += dz_f ∘ p_f     dp_f = the sum over rows of dz_f ∘ c
 
 # %%
 
@@ -171,8 +172,8 @@ def plain_peephole_step(z, c, p):
 # %% [markdown]
 # ## The proof
 #
-# Each Function against its twin, and against differences, also where a batch or a width is 1, where a batch is
-# empty, and where only one of two outputs is used.
+# Each Function against its twin, and against differences, also where a batch or a width is 1, where a batch
+# is empty, and where only one of two outputs is used.
 
 # %%
 
@@ -208,8 +209,8 @@ print("peephole_step: right also when only h or only c is used")
 # %% [markdown]
 # ## Five steps in a row
 #
-# Nothing more is needed for a sequence: the engine sends each step's gradients to the step before, and adds up
-# what the weights get from all of them.
+# Nothing more is needed for a sequence: the engine sends each step's gradients to the step before, and adds
+# up what the weights get from all of them.
 
 # %%
 
