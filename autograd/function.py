@@ -36,9 +36,11 @@ class Function:
     changes_dtype = False  # True for the few whose result has another precision by intention
 
     def forward(self, *arrays: Any) -> Any:
+        """The operation: arrays in, an array or a tuple of arrays out."""
         raise NotImplementedError(f"{self.label}: forward")
 
     def backward(self, *grad_outputs: Any) -> Any:
+        """Its derivative: d(root)/d(output) for each output in, d(root)/d(input) for each input out."""
         raise NotImplementedError(f"{self.label}: backward")
 
     @property
@@ -47,7 +49,15 @@ class Function:
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
 
     def apply(self, *inputs: Any) -> Any:
-        """Run `forward` on variables or arrays; returns a Variable, or a tuple of them."""
+        """Run `forward` on variables or arrays, of the shapes that it takes.
+
+        Returns:
+            A Variable, or a tuple of them, as `forward` does.
+
+        Raises:
+            DtypeError: floating-point inputs of several precisions, or a result of another than theirs.
+            RuntimeError: this instance was applied before. TypeError: `forward` returned no array.
+        """
         variables = [as_variable(value) for value in inputs]
         self._check_dtypes(variables)
         if not self.is_released:
@@ -118,6 +128,7 @@ class Function:
 
     @property
     def is_released(self) -> bool:
+        """Whether it stands in no graph: not applied, not recorded, or gone through by a backward pass."""
         return not hasattr(self, "inputs")
 
     @property

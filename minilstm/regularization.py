@@ -13,6 +13,8 @@ from autograd.backend import get_array_module
 
 
 class ActivationRegularization(Function):
+    """AR: α · mean(h²); dh = 2 α h / count."""
+
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha
 
@@ -26,6 +28,8 @@ class ActivationRegularization(Function):
 
 
 class TemporalActivationRegularization(Function):
+    """TAR: β · mean((h_{t+1} - h_t)²) over steps; each h_t is in two differences."""
+
     def __init__(self, beta: float) -> None:
         self.beta = beta
 

@@ -39,6 +39,8 @@ between exp(-82) and exp(66) (16 being float32's precision), and float32 holds e
 
 
 class TiedSoftmaxLoss(Function):
+    """Cross-entropy in blocks of words: see `tied_softmax_loss`."""
+
     def __init__(self, block_size: int = BLOCK_WORDS) -> None:
         self.block_size = block_size
 
@@ -105,7 +107,7 @@ class ScoredRows:
         return full
 
     def mean(self, losses: Any) -> Any:
-        """Summed in double precision: a split of any size keeps float32's own accuracy."""
+        """Of losses (N); summed in double precision: a split of any size keeps float32's own accuracy."""
         return get_array_module(losses).asarray(losses.sum(dtype="float64") / self.count, losses.dtype)
 
 
@@ -266,6 +268,7 @@ class SoftmaxBlocks:
 
 
 def assign_or_add(target: tuple[Any, bool], index: slice, values: Any) -> None:
+    """array[index] = values if it is unwritten, else +=; target as `Function.grad_target` gives it."""
     array, unwritten = target
     if unwritten:
         array[index] = values

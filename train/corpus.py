@@ -103,6 +103,7 @@ class Corpus:
         return tokens[start:stop]
 
     def close(self) -> None:
+        """Close the file; nothing can be read any more."""
         self._file.close()
 
     def __enter__(self) -> "Corpus":

@@ -15,13 +15,15 @@ IGNORE = -1
 
 
 def log_softmax_array(logits: Any) -> Any:
-    """logits - log(sum(exp(logits))) over the last axis, on plain arrays, without overflow."""
+    """logits (…, V) - log(sum(exp(logits))) over the last axis, on plain arrays, without overflow."""
     xp = get_array_module(logits)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 class LogSoftmax(Function):
+    """y = x - log Σ exp(x) over the last axis; dx = dy - softmax(x) · Σ dy."""
+
     def forward(self, x):
         y = log_softmax_array(x)
         self.save(y)
@@ -33,6 +35,8 @@ class LogSoftmax(Function):
 
 
 class SoftmaxCrossEntropy(Function):
+    """Mean of -log softmax(logits)[target]; dlogits = (softmax(logits) - [target]) / count."""
+
     def forward(self, logits, targets):
         if logits.ndim < 1 or logits.shape[:-1] != targets.shape:
             raise ShapeError(
@@ -58,7 +62,7 @@ class SoftmaxCrossEntropy(Function):
 
 
 def log_softmax(x: Any) -> Variable:
-    """log of the softmax over the last axis."""
+    """log of the softmax of x (…, V) over the last axis; of the same shape."""
     return LogSoftmax().apply(x)
 
 
