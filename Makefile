@@ -16,7 +16,7 @@ EXTRAS_test := dev
 help:
 	@echo "make train   train a small model on python-docs with $(RANKS) ranks, plot it, let it write a text"
 	@echo "make test    lint, type check, tests"
-	@echo "make bench   short benchmarks"
+	@echo "make bench   the short benchmarks; rewrites docs/performance.md"
 	@echo "make clean   remove what make made, but for data/ and runs/"
 
 train: $(VENV)/installed-train
@@ -31,7 +31,7 @@ test: $(VENV)/installed-test
 
 # Against PyTorch where it is installed: `.venv/bin/python -m pip install torch` puts it there.
 bench: $(VENV)/installed-train
-	$(PY) -m benchmarks.training_step --size small $(shell $(PY) -c "import torch" 2>/dev/null && echo --against torch)
+	$(PY) -m benchmarks.performance --short
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -7,6 +7,7 @@ from typing import Any
 from autograd.backend import get_array_module
 from autograd.errors import ShapeError
 from autograd.function import Function
+from autograd.profile import function_span
 from autograd.variable import Node, Variable
 
 
@@ -88,7 +89,8 @@ def _input_gradients(function: Function, gradients: dict[Node, Any]) -> list[tup
     if all(grad is None for grad in grad_outputs):
         grads: Any = (None,) * len(function.inputs)  # nothing reached it
     else:
-        grads = function.backward(*grad_outputs)
+        with function_span(function, "backward"):
+            grads = function.backward(*grad_outputs)
     grads = tuple(grads) if isinstance(grads, tuple | list) else (grads,)
     if len(grads) != len(function.inputs):
         raise RuntimeError(

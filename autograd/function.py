@@ -12,6 +12,7 @@ from typing import Any
 from autograd.backend import get_array_module
 from autograd.errors import DtypeError, ShapeError
 from autograd.mode import is_backprop_enabled
+from autograd.profile import function_span
 from autograd.variable import Node, Variable, as_variable
 
 
@@ -33,6 +34,7 @@ class Function:
     _outputs: tuple[weakref.ref[Node], ...] = ()
     _saved: tuple[Any, ...] | None = None
     saved_is_needed_again = False  # set by a backward pass that retains the graph
+    applied_within = ""  # the span of a profile around its forward
     changes_dtype = False  # True for the few whose result has another precision by intention
 
     def forward(self, *arrays: Any) -> Any:
@@ -62,7 +64,8 @@ class Function:
         self._check_dtypes(variables)
         if not self.is_released:
             raise RuntimeError(f"{self.label}: one instance is applied once; make a new one for each call")
-        result = self.forward(*(variable.data for variable in variables))
+        with function_span(self, "forward"):
+            result = self.forward(*(variable.data for variable in variables))
         arrays = result if isinstance(result, tuple) else (result,)
         self._check_results(variables, arrays)
         records = is_backprop_enabled() and any(variable.requires_grad for variable in variables)

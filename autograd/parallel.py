@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from autograd.backend import get_array_module
+from autograd.backend import get_array_module, matmul
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -88,17 +88,18 @@ def split_range(size: int, pieces: int, multiple: int = 1) -> list[slice]:
     return slices or [slice(0, size)]
 
 
-def matmul_rows(x: Any, y: Any, out: Any = None) -> Any:
-    """x @ y for matrices, the rows of x shared out among the threads.
+def matmul_rows(x: Any, y: Any, out: Any = None, accumulate: bool = False) -> Any:
+    """`autograd.backend.matmul` of two matrices, the rows of x shared out among the threads.
 
     Args:
         x: (m, k). y: (k, n).
-        out: (m, n) to write into, or None for a new array.
+        out: (m, n) to write into, or, with `accumulate`, to add to; None for a new array.
     """
-    xp = get_array_module(x)
+    large = get_array_module(x) is np and x.shape[0] * x.shape[1] * y.shape[1] >= MIN_PARALLEL_PRODUCT
+    if not large:
+        return matmul(x, y, out, accumulate)
     if out is None:
-        out = xp.empty((x.shape[0], y.shape[1]), x.dtype)
-    large = xp is np and x.shape[0] * x.shape[1] * y.shape[1] >= MIN_PARALLEL_PRODUCT
-    parts = split_range(x.shape[0], num_threads() if large else 1, multiple=16)
-    run_parts(lambda rows: np.matmul(x[rows], y, out=out[rows]) if large else xp.matmul(x, y, out=out), parts)
+        out = np.empty((x.shape[0], y.shape[1]), x.dtype)
+    parts = split_range(x.shape[0], num_threads(), multiple=16)
+    run_parts(lambda rows: matmul(x[rows], y, out[rows], accumulate), parts)
     return out

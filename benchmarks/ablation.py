@@ -30,6 +30,7 @@ import numpy as np
 
 from autograd.command import Parser
 from autograd.errors import InputError
+from benchmarks.report import add_report_flags, check_report_flags, report
 from train.config import load_run_config
 from train.environment import environment
 from train.files import atomic_write
@@ -296,13 +297,9 @@ def main(argv: list[str] | None = None) -> int:
             bar.message(f"{_words(row['variant'])}, seed {row['seed']}: {best}, {row['seconds']:,.0f} s")
             bar.update(1)
     summary = summarize(rows)
-    result = json.dumps({"runs": rows, "environment": environment()}, indent=1)
-    if options.out:
-        with atomic_write(options.out) as temporary:
-            temporary.write_text(result + "\n", encoding="utf-8")
     if options.plot:
         draw(summary, options.title, options.plot)
-    print(result if options.json else table(summary))
+    report(options, {"runs": rows, "environment": environment()}, table(summary))
     return 0
 
 
@@ -319,13 +316,7 @@ def _check(options: argparse.Namespace) -> None:
     unknown = [name for name in options.variants if name not in VARIANTS]
     if unknown:
         raise InputError(f"--variants: unknown {unknown[0]!r}; {nearest('variant', unknown[0], VARIANTS)}")
-    for name in ("out", "plot"):
-        path = getattr(options, name)
-        if path and (path.is_dir() or not path.parent.is_dir()):
-            raise InputError(f"--{name}: expected a file in an existing folder, got {path}")
-    if options.plot:
-        with styled_figure(1, 1):
-            pass  # matplotlib is there
+    check_report_flags(options)
 
 
 def _parser() -> Parser:
@@ -344,9 +335,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--work-dir", type=Path, default=Path("runs/ablation"), help="default: runs/ablation")
     parser.add_argument("--title", default="What each regulariser brings", help="of the plot")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write all figures here as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them here")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_report_flags(parser, plot=True)
     return parser
 
 

@@ -17,7 +17,6 @@ again, goes on after the last.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from benchmarks.bag_of_words import fit_bag_of_words
 from benchmarks.classification_tasks import (
@@ -36,10 +36,10 @@ from benchmarks.classification_tasks import (
     with_rare_words_unknown,
     write_task,
 )
+from benchmarks.report import add_report_flags, check_report_flags, report
 from train import classify, wt103
 from train.classification_data import Texts, class_names
 from train.environment import environment
-from train.files import atomic_write
 from train.prepare import default_data_dir, prepare
 from train.sources import find_source
 
@@ -173,6 +173,7 @@ def _cell(found: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = _parser().parse_args(argv)
+    check_report_flags(options)
     names = options.tasks.split(",")
     if not set(names) <= set(SIZES):
         raise InputError(f"--tasks: expected some of {', '.join(SIZES)}; got {options.tasks}")
@@ -196,25 +197,15 @@ def main(argv: list[str] | None = None) -> int:
         }
         for name in names
     }
-    result = {**settings, "tasks": tasks}
+    result = {**settings, "tasks": tasks, "environment": environment()}
     if options.run is None:
         result["language_model"] = {**LANGUAGE_MODEL, "vocabulary": VOCABULARY}
-    if options.out:
-        with atomic_write(options.out) as temporary:
-            text = json.dumps({**result, "environment": environment()}, indent=2)
-            temporary.write_text(text + "\n", encoding="utf-8")
-    print(json.dumps(result) if options.json else table(tasks))
+    report(options, result, table(tasks))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.classification",
-        description=description.partition(": ")[0] + ".",
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser.documented("python -m benchmarks.classification", __doc__)
     parser.add_argument("--data", default="wikitext-2", metavar="NAME", help="as for train.wt103")
     parser.add_argument("--run", type=Path, help="a trained run instead of a small one trained here")
     parser.add_argument("--words", type=int, default=NUM_WORDS, metavar="N", help="for the small one to read")
@@ -223,8 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--work-dir", type=Path, default=Path("runs/classification"), help="default: runs/classification"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON object here")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_report_flags(parser)
     return parser
 
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from autograd.command import Parser
 from autograd.errors import InputError
+from benchmarks.report import add_report_flags, check_report_flags, report
 from benchmarks.systems import make_system, require_torch
 from minilstm import ModelConfig
 from train.batches import Batches, RankRows, Read
@@ -33,7 +34,7 @@ from train.config import RunConfig, TrainConfig, load_preset, preset_names, run_
 from train.corpus import Corpus, open_corpus
 from train.environment import environment
 from train.evaluate import PROTOCOL
-from train.files import atomic_write, exclusive_lock
+from train.files import exclusive_lock
 from train.log import Progress, progress
 from train.metrics import MetricsLog, read_metrics
 from train.prepare import ensure_prepared
@@ -230,8 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if options.seeds < 1:
         raise InputError(f"--seeds: expected at least 1, got {options.seeds}")
-    if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
-        raise InputError(f"--out: expected a file in an existing folder, got {options.out}")
+    check_report_flags(options)
     require_torch()
     config = run_config_of(load_preset(options.preset))
     with open_corpus(ensure_prepared(options.data)) as corpus:
@@ -248,11 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         **comparison.facts,
         "environment": environment(),
     }
-    text = json.dumps(result, indent=2)
-    if options.out:
-        with atomic_write(options.out) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-    print(text if options.json else table(result))
+    report(options, result, table(result))
     return 0
 
 
@@ -269,8 +265,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--work-dir", type=Path, default=Path("runs/convergence"), help="default: runs/convergence"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON object here")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_report_flags(parser)
     return parser
 
 

@@ -6,7 +6,6 @@ child process, whose peak resident memory the operating system reports.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from autograd.errors import InputError
+from benchmarks.report import add_report_flags, check_report_flags, report
 from benchmarks.sizes import zipf_ids
 from train.corpus import SPLITS, open_corpus
 
@@ -112,18 +112,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--folder", type=Path, help="where the temporary folder goes; 1.1 GB at the default size"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_report_flags(parser)
     options = parser.parse_args(argv)
+    check_report_flags(options)
     if options.tokens < 1 or options.types < 1:
         raise InputError(
             f"expected --tokens and --types of at least 1, got {options.tokens} and {options.types}"
         )
     result = measure(options.tokens, options.types, options.seed, options.folder)
-    if options.json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name:<22} {value:>15,.1f}")
+    report(options, result, "\n".join(f"{name:<22} {value:>15,.1f}" for name, value in result.items()))
     return 0
 
 

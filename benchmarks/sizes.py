@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from autograd.errors import InputError
 from minilstm.config import ModelConfig
 
 
@@ -54,6 +56,21 @@ SIZES = {
     "wt2": Size(33_278, 400, 1_150, 3, batch_size=20, window=70, steps=9),
     "wt103": Size(267_735, 400, 1_024, 3, batch_size=8, window=96, steps=7),
 }
+
+
+def size_of(text: str) -> Size:
+    """A size by its name, or by its numbers as `str(size)` gives them, without commas and in that order.
+
+    Raises:
+        InputError: neither.
+    """
+    if text in SIZES:
+        return SIZES[text]
+    numbers = re.fullmatch(r"V=(\d+) E=(\d+) H=(\d+) L=(\d+) B=(\d+) T=(\d+)", text.replace(",", ""))
+    if numbers is None:
+        raise InputError(f"size: expected {', '.join(SIZES)} or V=… E=… H=… L=… B=… T=…; got {text!r}")
+    V, E, H, L, B, T = map(int, numbers.groups())
+    return Size(V, E, H, L, batch_size=B, window=T, steps=1)
 
 
 def zipf_ids(rng: np.random.Generator, shape: tuple[int, ...], vocab_size: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from autograd.errors import InputError
 from minilstm import LanguageModel, MaskStream, ModelConfig
 from minilstm.language_model import State
 from train.batches import Read
-from train.communicator import SingleProcess
+from train.communicator import Communicator, SingleProcess
 from train.config import TrainConfig
 from train.evaluate import evaluate
 from train.step import TrainingStep
@@ -32,12 +32,14 @@ class System(Protocol):
 
 
 class OurSystem:
-    """MiniLSTM, made of the same pieces as `train.wt103`."""
+    """MiniLSTM, made of the same pieces as `train.wt103`; on one rank of many if `communicator` says so."""
 
-    def __init__(self, config: ModelConfig, train: TrainConfig, seed: int) -> None:
+    def __init__(
+        self, config: ModelConfig, train: TrainConfig, seed: int, communicator: Communicator | None = None
+    ) -> None:
         self.model = LanguageModel(config, seed)
         optimizer = make_optimizer(self.model, train)
-        self._step = TrainingStep(self.model, optimizer, SingleProcess(), train.clip_norm)
+        self._step = TrainingStep(self.model, optimizer, communicator or SingleProcess(), train.clip_norm)
         self._learning_rate = train.learning_rate
         self._masks = MaskStream(seed)
         self._state: State | None = None

@@ -1,4 +1,4 @@
-"""The same language model in PyTorch, written as its users write it. The only file that imports torch."""
+"""The same language model in PyTorch, as its users write it. Only here and in `torch_kernels` is torch."""
 
 from __future__ import annotations
 

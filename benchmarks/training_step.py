@@ -6,8 +6,9 @@ from the same weights (nn.LSTM's second bias is held at zero) and see the same w
 state carried from one to the next. The losses of the first five steps must agree to 1e-4, else the benchmark
 fails: that holds only if forward pass, gradients, clipping and Adam all do.
 
-Each side, and the matrix product that tells what the machine can do, lives in a process of its own, so that
-peak memory is that of one system; they are stepped in turns, so that a busy neighbour slows all of them.
+Each side, the bare products of the step and the one large product that tells what the machine can do live in
+processes of their own, so that peak memory is that of one system; they are stepped in turns, so that a busy
+neighbour slows all of them.
 
 The JSON object has these fields, its figures being medians over the steps:
 
@@ -20,13 +21,14 @@ The JSON object has these fields, its figures being medians over the steps:
   speedup             torch's seconds / ours
   memory_ratio        our peak_rss_mb / torch's
   loss_difference     largest difference between two losses of the same step, among the first five, in nats
+  floor               {seconds, gflops} of the step's matrix products in NumPy and nothing else
+  floor_ratio         our seconds / the floor's
   gemm_peak_gflops    of a 2048 × 2048 float32 product by NumPy, on all threads, in the same run
   peak_fraction       our gflops / gemm_peak_gflops
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from contextlib import ExitStack
@@ -37,6 +39,7 @@ from typing import Any
 from autograd.command import Parser
 from autograd.errors import InputError
 from benchmarks.child import Child
+from benchmarks.report import add_report_flags, check_report_flags, report
 from benchmarks.sizes import SIZES, Size
 from benchmarks.systems import require_torch
 from benchmarks.training_step_worker import GEMM_SIZE
@@ -62,7 +65,7 @@ class Samples:
 
 def measure(size_name: str, against: str, steps: int, threads: int | None) -> dict[str, Samples]:
     """Step all sides in turns, `steps` times after the warm-up; losses of the warm-up are kept too."""
-    names = ["ours", *([against] if against != "none" else []), "gemm"]
+    names = ["ours", *([against] if against != "none" else []), "floor", "gemm"]
     samples = {name: Samples() for name in names}
     with ExitStack() as stack:
         children = {}
@@ -86,6 +89,7 @@ def summarize(size_name: str, samples: dict[str, Samples]) -> dict[str, Any]:
     size, ours, torch = SIZES[size_name], samples["ours"], samples.get("torch")
     gemm_peak_gflops = 2 * GEMM_SIZE**3 / median(samples["gemm"].seconds) / 1e9
     figures = _figures(ours, size)
+    floor = {name: _figures(samples["floor"], size)[name] for name in ("seconds", "gflops")}
     return {
         "size": size_name,
         "ours": figures,
@@ -93,6 +97,8 @@ def summarize(size_name: str, samples: dict[str, Samples]) -> dict[str, Any]:
         "speedup": median(torch.seconds) / median(ours.seconds) if torch else None,
         "memory_ratio": ours.peak_rss_mb / torch.peak_rss_mb if torch else None,
         "loss_difference": _loss_difference(ours, torch) if torch else None,
+        "floor": floor,
+        "floor_ratio": figures["seconds"] / floor["seconds"],
         "gemm_peak_gflops": gemm_peak_gflops,
         "peak_fraction": figures["gflops"] / gemm_peak_gflops,
     }
@@ -126,7 +132,10 @@ def table(result: dict[str, Any], samples: dict[str, Samples]) -> str:
         figures = result.get(name, {"gflops": result["gemm_peak_gflops"]})
         speed = f"{figures['tokens_per_second']:10,.0f}" if "tokens_per_second" in figures else " " * 10
         lines.append(f"{name:6}{times}{speed}{figures['gflops']:9.1f}{side.peak_rss_mb:9,.0f}")
-    summary = f"{result['peak_fraction']:.0%} of the GEMM peak"
+    summary = (
+        f"{result['floor_ratio']:.2f}× the time of its bare products, "
+        f"{result['peak_fraction']:.0%} of the GEMM peak"
+    )
     if result["torch"]:
         summary = (
             f"{result['speedup']:.2f}× PyTorch's speed in {result['memory_ratio']:.2f}× its memory, "
@@ -142,12 +151,13 @@ def main(argv: list[str] | None = None) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name}: expected at least 1, got {value}")
+    check_report_flags(options)
     if options.against == "torch":
         require_torch()
     steps = options.steps or SIZES[options.size].steps
     samples = measure(options.size, options.against, steps, options.threads)
     result = summarize(options.size, samples)
-    print(json.dumps(result) if options.json else table(result, samples))
+    report(options, result, table(result, samples))
     difference = result["loss_difference"]
     if difference is not None and not difference <= LOSS_TOLERANCE:
         raise SystemExit(
@@ -165,7 +175,7 @@ def _parser() -> Parser:
     parser.add_argument("--against", choices=("torch", "none"), default="none", help="default: none")
     parser.add_argument("--steps", type=int, metavar="N", help="timed steps of each side; default: by size")
     parser.add_argument("--threads", type=int, metavar="N", help="of each side; default: one a core")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_report_flags(parser)
     return parser
 
 

@@ -11,7 +11,9 @@ import numpy as np
 
 from autograd.parallel import num_threads
 from benchmarks.child import peak_rss_mb, serve
-from benchmarks.sizes import SIZES, Size, zipf_windows
+from benchmarks.floor import floor_timer
+from benchmarks.levers import LEVERS
+from benchmarks.sizes import Size, size_of, zipf_windows
 from benchmarks.systems import make_system
 from train.config import TrainConfig
 
@@ -54,11 +56,20 @@ def gemm_timer() -> Callable[[], dict[str, Any]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step_worker")
-    parser.add_argument("system", choices=("ours", "torch", "gemm"))
-    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("system", choices=("ours", "torch", "floor", "gemm"))
+    parser.add_argument("--without", choices=LEVERS, help="a lever of speed that is switched off")
+    parser.add_argument("size", type=size_of)
     options = parser.parse_args()
-    is_gemm = options.system == "gemm"
-    step = gemm_timer() if is_gemm else step_timer(options.system, SIZES[options.size])
+    size = options.size
+    if options.without:
+        LEVERS[options.without].switch_off()
+    if options.system == "gemm":
+        step = gemm_timer()
+    elif options.system == "floor":
+        multiply = floor_timer(size)
+        step = lambda: {"seconds": multiply()}  # noqa: E731
+    else:
+        step = step_timer(options.system, size)
     serve({"step": step, "finish": lambda: {"peak_rss_mb": peak_rss_mb(), "threads": num_threads()}})
     return 0
 

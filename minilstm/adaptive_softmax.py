@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from autograd import Function, ShapeError, Variable
-from autograd.backend import get_array_module
+from autograd.backend import get_array_module, matmul
 from autograd.functions.embedding import as_ids
 from autograd.functions.loss import log_softmax_array
 from autograd.mode import no_backprop_mode
@@ -148,8 +148,9 @@ def adaptive_log_probs(h: Any, W: Any, b: Any, band_W: Any, band_b: Any, bands: 
     check_decoder("adaptive_log_probs", h, W, b)
     _check_bands_fit("adaptive_log_probs", W, band_W, band_b, bands)
     log_probs = get_array_module(h).empty((len(h), len(W)), h.dtype)
-    head = log_softmax_array(h @ _head(W, band_W, bands).T + _head(b, band_b, bands))
+    head = log_softmax_array(matmul(h, _head(W, band_W, bands).T) + _head(b, band_b, bands))
     log_probs[:, : bands[0]] = head[:, : bands[0]]
     for k, words in enumerate(_band_words(bands, len(W))):  # (71)
-        log_probs[:, words] = log_softmax_array(h @ W[words].T + b[words]) + head[:, bands[0] + k, None]
+        in_band = log_softmax_array(matmul(h, W[words].T) + b[words])
+        log_probs[:, words] = in_band + head[:, bands[0] + k, None]
     return log_probs

@@ -19,7 +19,9 @@ from autograd import (
     is_training,
     no_backprop_mode,
 )
+from autograd.backend import matmul
 from autograd.functions.loss import log_softmax_array
+from autograd.profile import span
 from minilstm.adaptive_softmax import adaptive_log_probs, adaptive_softmax_loss, adaptive_token_losses
 from minilstm.config import ModelConfig
 from minilstm.dropout import Dropouts, MaskStream
@@ -231,10 +233,11 @@ class LanguageModel:
         alpha = self.config.activation_regularization
         beta = self.config.temporal_activation_regularization
         objective = loss
-        if is_training() and alpha:
-            objective = objective + activation_regularization(outputs.dropped, alpha)
-        if is_training() and beta:
-            objective = objective + temporal_activation_regularization(outputs.undropped, beta)
+        with span("regularization"):
+            if is_training() and alpha:
+                objective = objective + activation_regularization(outputs.dropped, alpha)
+            if is_training() and beta:
+                objective = objective + temporal_activation_regularization(outputs.undropped, beta)
         return Objective(objective, loss, outputs.state)
 
     def encode(
@@ -264,8 +267,9 @@ class LanguageModel:
             raise DtypeError(f"model: targets must be integer word ids; got {targets.dtype}")
         masks = self._masks_of_window(masks)
         outputs = self._encode(inputs, state, masks)
-        h = F.reshape(outputs.dropped, (-1, self.config.output_size))
-        return outputs, self._loss(h, targets.reshape(-1), masks)
+        with span("softmax"):
+            h = F.reshape(outputs.dropped, (-1, self.config.output_size))
+            return outputs, self._loss(h, targets.reshape(-1), masks)
 
     def _encode(self, inputs: Any, state: State | None, masks: MaskStream | None) -> Outputs:
         inputs = np.asarray(inputs)
@@ -278,16 +282,18 @@ class LanguageModel:
             run_lstm = functools.partial(run_lstm, epsilon=self.config.layer_norm_epsilon)
         dropouts = Dropouts(self.config, masks, self.dtype)
 
-        x = dropouts.embedding(inputs, self.embedding)
+        with span("embedding"):
+            x = dropouts.embedding(inputs, self.embedding)
         new_state: State = []
         for index, (layer, (h0, c0)) in enumerate(zip(self.layers, state, strict=True)):
-            W_ih = dropouts.input_weight(index, layer.W_ih)
-            W_hh = dropouts.recurrent_weight(index, layer.W_hh)
-            mask = dropouts.candidate_mask(index, (*inputs.shape, layer.units))
-            below, given = x, dropouts.input(index, x)
-            y, h, c = run_lstm(given, h0, c0, W_ih, W_hh, *layer.vectors, candidate_mask=mask)
-            x = self._connected(dropouts.output(index, y), below)
-            new_state.append((h, c))
+            with span(f"layer {index + 1}"):
+                W_ih = dropouts.input_weight(index, layer.W_ih)
+                W_hh = dropouts.recurrent_weight(index, layer.W_hh)
+                mask = dropouts.candidate_mask(index, (*inputs.shape, layer.units))
+                below, given = x, dropouts.input(index, x)
+                y, h, c = run_lstm(given, h0, c0, W_ih, W_hh, *layer.vectors, candidate_mask=mask)
+                x = self._connected(dropouts.output(index, y), below)
+                new_state.append((h, c))
         return Outputs(x, self._connected(y, below), new_state)
 
     def _connected(self, y: Variable, below: Variable) -> Variable:
@@ -339,7 +345,7 @@ class LanguageModel:
         if self.config.softmax == "adaptive":
             band_W, band_b = (parameter.data for parameter in self.bands)
             return adaptive_log_probs(h, W, b, band_W, band_b, self.config.adaptive_bands)
-        return log_softmax_array(h @ W.T + b)
+        return log_softmax_array(matmul(h, W.T) + b)
 
 
 def detach(state: State) -> State:

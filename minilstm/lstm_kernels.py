@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from autograd.backend import get_array_module
+from autograd.backend import accumulation_dtype, get_array_module, matmul
 from autograd.parallel import num_threads, run_parts, split_range
 
 PANEL_WIDTH = 32
@@ -27,6 +27,7 @@ class RecurrentProduct:
     to copy it into its own layout, which is what pays for square matrices. Cut into panels of 32 columns
     (and of a depth that divides), each product is small enough for BLAS to use W where it lies; partial
     sums over the depth are added at the end. On other arrays, or with more rows, it is the plain product.
+    A float16 W is made float32 once, here, and not at every step; only what goes into `out` is rounded.
 
     Args:
         W: (depth, columns), copied.
@@ -35,7 +36,10 @@ class RecurrentProduct:
 
     def __init__(self, W: Any, rows: int) -> None:
         self.columns = W.shape[1]
-        skinny = get_array_module(W) is np and rows <= MAX_ROWS
+        on_cpu = get_array_module(W) is np
+        if on_cpu:
+            W = W.astype(accumulation_dtype(W.dtype), copy=False)
+        skinny = on_cpu and rows <= MAX_ROWS
         splits = _num_splits(W.shape[0], rows) if skinny else None
         self.panels = None if splits is None else _panels(W, splits, as_it_lies=rows <= 16)
         self.W = get_array_module(W).ascontiguousarray(W) if splits is None else None
@@ -57,7 +61,7 @@ class RecurrentProduct:
             workspace: what `workspace(len(h))` gave; a thread needs its own.
         """
         if self.panels is None:
-            return get_array_module(h).matmul(h, self.W, out=out)
+            return matmul(h, self.W, out=out)
         count, splits, depth, width = self.panels.shape
         if splits == 1 and count * width == self.columns:
             np.matmul(h, self.panels[:, 0], out=out.reshape(len(h), count, width).transpose(1, 0, 2))

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from autograd import Function, ShapeError, Variable
-from autograd.backend import get_array_module
+from autograd.backend import get_array_module, matmul
 from autograd.functions.embedding import add_rows, as_ids, check_ids
 from autograd.functions.loss import IGNORE
 from autograd.mode import is_backprop_enabled, no_backprop_mode
@@ -186,7 +186,7 @@ class SoftmaxBlocks:
         def part_sums(part: slice) -> Any:
             total = get_array_module(self.h).zeros(len(self.h), self.h.dtype)
             for words, e in self._exponentials(part, keep):
-                total += e @ self._exp_bias(words)  # (21)
+                total += matmul(e, self._exp_bias(words))  # (21)
             return total
 
         return sum(run_parts(part_sums, self.parts))
@@ -196,7 +196,7 @@ class SoftmaxBlocks:
         xp = get_array_module(self.h)
         highest = xp.full(len(self.h), -np.inf, self.h.dtype)
         for words in self._words(slice(0, len(self.W))):
-            xp.maximum(highest, (self.h @ self.W[words].T + self.b[words]).max(axis=1), out=highest)
+            xp.maximum(highest, (matmul(self.h, self.W[words].T) + self.b[words]).max(axis=1), out=highest)
         return highest
 
     def gradients(self, row_scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool]) -> Any:
@@ -212,13 +212,13 @@ class SoftmaxBlocks:
             dh, product = xp.zeros_like(self.h), xp.empty_like(self.h)
             for words, e in self._exponentials(part):
                 exp_b = self._exp_bias(words)
-                dh += xp.matmul(e, self.W[words] * exp_b[:, None], out=product)  # (23)
-                assign_or_add(db, words, (row_scale @ e) * exp_b)  # (25)
+                dh += matmul(e, self.W[words] * exp_b[:, None], out=product)  # (23)
+                assign_or_add(db, words, matmul(row_scale, e) * exp_b)  # (25)
                 if dW[1]:
-                    block = xp.matmul(e.T, scaled_h, out=dW[0][words])  # (24)
+                    block = matmul(e.T, scaled_h, out=dW[0][words])  # (24)
                     block *= exp_b[:, None]
                 else:
-                    dW[0][words] += (e.T @ scaled_h) * exp_b[:, None]  # (24)
+                    dW[0][words] += matmul(e.T, scaled_h) * exp_b[:, None]  # (24)
             return dh
 
         dh = sum(run_parts(part_gradients, self.parts))
@@ -255,7 +255,7 @@ class SoftmaxBlocks:
 
     def _exponentiate(self, words: slice, out: Any) -> None:
         xp = get_array_module(self.h)
-        xp.matmul(self.h, self.W[words].T, out=out)
+        matmul(self.h, self.W[words].T, out=out)
         if self.shift is not None:
             out -= self.shift[:, None]
             out += self.b[words]

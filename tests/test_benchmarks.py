@@ -12,6 +12,7 @@ from wikitext import write_wikitext
 from autograd.errors import InputError
 from benchmarks import ablation, convergence, training_step
 from benchmarks.child import Child, peak_rss_mb
+from benchmarks.floor import step_products
 from benchmarks.sizes import SIZES, zipf_ids, zipf_windows
 from benchmarks.systems import make_system
 from benchmarks.training_step import Samples
@@ -23,7 +24,7 @@ from train.prepare import prepare
 
 FIELDS = {
     "size", "ours", "torch", "speedup", "memory_ratio", "loss_difference",
-    "gemm_peak_gflops", "peak_fraction",
+    "floor", "floor_ratio", "gemm_peak_gflops", "peak_fraction",
 }  # fmt: skip
 SIDE_FIELDS = {"seconds", "tokens_per_second", "gflops", "peak_rss_mb"}
 
@@ -67,6 +68,7 @@ def measured(torch_losses):
     return {
         "ours": Samples([1.0, 2.0, 9.0], [6.0] * 7, 50.0, 1),
         "torch": Samples([4.0, 4.0, 4.0], torch_losses, 100.0, 1),
+        "floor": Samples([1.0, 1.0, 1.5], [], 40.0, 1),
         "gemm": Samples([0.1, 0.1, 0.2], [], 30.0, 1),
     }
 
@@ -75,11 +77,19 @@ def test_figures_are_medians(monkeypatch, capsys):
     monkeypatch.setattr(training_step, "measure", lambda *_: measured([6.0] * 7))
     result = run_tiny(capsys, "--against", "none")
     assert (result["ours"]["seconds"], result["speedup"], result["memory_ratio"]) == (2.0, 2.0, 0.5)
+    assert (result["floor"]["seconds"], result["floor_ratio"]) == (1.0, 2.0)
     assert result["gemm_peak_gflops"] == pytest.approx(2 * 2048**3 / 0.1 / 1e9)
     assert training_step.main(["--size", "tiny"]) == 0
     shown = capsys.readouterr().out
     assert "2.00× PyTorch's speed in 0.50× its memory" in shown
     assert "9.0000" in shown  # the slowest step
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_floor_makes_the_products_that_are_counted(name):
+    size = SIZES[name]
+    made = sum(2 * p.rows * p.depth * p.columns * p.count for p in step_products(size))
+    assert made == size.flops
 
 
 @pytest.mark.parametrize("loss", [6.001, math.nan])

@@ -64,6 +64,14 @@ def argument_parser(prog: str = "python -m train.wt103") -> argparse.ArgumentPar
         "--run-dir", metavar="RUN", type=Path, help="folder of the run (default: runs/DATA-PRESET)"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in --run-dir")
+    parser.add_argument(
+        "--profile",
+        metavar="STEPS",
+        nargs="?",
+        type=int,
+        const=20,
+        help="print where the time of some steps (default: 20) goes; write them to RUN/trace.json",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the model, its size and memory; stop")
     return parser
 
@@ -82,6 +90,8 @@ def config_from_args(
             file, nothing to resume.
     """
     args = (parser or argument_parser()).parse_args(argv)
+    if args.profile is not None and args.profile < 1:
+        raise InputError(f"--profile: expected at least 1 step; got {args.profile}")
     config_file = read_config_file(args.config) if args.config else sections_of([], "--config")
     settings = sections_of([parse_setting(text) for text in args.set], "--set")
     given = ((name, getattr(args, name)) for name in ("preset", *_FLAG_HELP))

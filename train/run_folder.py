@@ -25,7 +25,7 @@ BEST, LATEST = "best", "latest"
 
 
 class RunFolder:
-    """RUN/: config.toml, vocabulary.txt, metrics.jsonl, checkpoints/, result.json, plot.png."""
+    """RUN/: config.toml, vocabulary.txt, metrics.jsonl, checkpoints/, result.json, plot.png, trace.json."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -34,6 +34,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.result = self.path / "result.json"
         self.plot = self.path / "plot.png"
+        self.trace = self.path / "trace.json"
 
     def checkpoint(self, which: str) -> Path:
         """The file of the checkpoint `best` (lowest validation loss so far) or `latest`."""

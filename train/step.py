@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autograd.profile import span
 from minilstm import LanguageModel, MaskStream, detach
 from minilstm.language_model import State
 from train.communicator import Communicator
@@ -69,16 +70,18 @@ class TrainingStep:
         self.model.zero_grads()
         loss, new_state = self._backward(inputs, targets, state, masks)
         gradients = self.model.flat_gradients
-        self.communicator.allreduce_mean_(gradients)
-        mean_loss = float(self.communicator.allreduce_sum([loss])[0]) / self.communicator.size
-        # Of the averaged gradient: the same on every rank, and so is what follows.
-        if self.l2_tied:
-            W = self.model.decoder_weight
-            add_scaled(W.grad.reshape(-1), W.data.reshape(-1), self.l2_tied)
-        norm = global_norm(gradients)
-        result = StepResult(mean_loss, norm, new_state)
-        if result.is_finite:
-            self.optimizer.update(gradients, learning_rate, clip_factor(norm, self.clip_norm))
+        with span("allreduce"):
+            self.communicator.allreduce_mean_(gradients)
+            mean_loss = float(self.communicator.allreduce_sum([loss])[0]) / self.communicator.size
+        with span("update"):
+            # Of the averaged gradient: the same on every rank, and so is what follows.
+            if self.l2_tied:
+                W = self.model.decoder_weight
+                add_scaled(W.grad.reshape(-1), W.data.reshape(-1), self.l2_tied)
+            norm = global_norm(gradients)
+            result = StepResult(mean_loss, norm, new_state)
+            if result.is_finite:
+                self.optimizer.update(gradients, learning_rate, clip_factor(norm, self.clip_norm))
         return result
 
     def _backward(

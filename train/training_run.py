@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from autograd.errors import InputError
+from autograd.profile import span, spans_of
 from minilstm import LanguageModel, MaskStream
 from train.batches import Batches, RankRows, Windows
 from train.checkpoint import load_checkpoint
@@ -25,6 +26,7 @@ from train.generate import as_text, generate
 from train.log import TrainingDisplay, duration, format_perplexity
 from train.metrics import MetricsLog, read_metrics
 from train.optimizers import NTASGD, SGD, Adam, Optimizer
+from train.profile import DATA, STEP, StepProfile
 from train.run_folder import (
     BEST,
     LATEST,
@@ -43,7 +45,13 @@ class TrainingRun:
     """One training run: model, data, optimizer, and where it stands."""
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, corpus: Corpus, communicator: Communicator, rows: RankRows
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        corpus: Corpus,
+        communicator: Communicator,
+        rows: RankRows,
+        profile_steps: int = 0,
     ) -> None:
         train = config.train
         self.config, self.train_config, self.folder = config, train, folder
@@ -70,6 +78,7 @@ class TrainingRun:
         self.step = TrainingStep(
             self.model, self.optimizer, communicator, train.clip_norm, train.accumulate, train.l2_tied
         )
+        self.profile = StepProfile(profile_steps, communicator, folder.trace)
         self.position = Position()
         self.state: Any = None
 
@@ -119,15 +128,22 @@ class TrainingRun:
             if position.step == self.total_steps and position.best is None:
                 self._evaluate_and_save()  # ended before by a limit that was higher
             while position.step < self.total_steps:
-                for inputs, targets in self.batches.windows(position.window, position.epoch):
+                for inputs, targets in spans_of(DATA, self.batches.windows(position.window, position.epoch)):
                     masks = MaskStream(self.train_config.seed, position.step, self.rows.first)
                     learning_rate = self.schedule(position.step) * self.windows.rate_factor(len(targets))
-                    result = self.step(inputs, targets, self.state, masks, learning_rate)
+                    with span(STEP):
+                        result = self.step(inputs, targets, self.state, masks, learning_rate)
                     self._advance(result, targets.shape[0] * self.train_config.batch_size)
                     self._log(result, learning_rate)
                     self._evaluate_and_save()
+                    self._show(self.profile.after_step())
                     if position.step == self.total_steps:
                         break
+            self._show(self.profile.close())
+
+    def _show(self, message: str | None) -> None:
+        if message:
+            self.display.message(message)
 
     def _advance(self, result: StepResult, tokens: int) -> None:
         """Count the step; at the end of an epoch the streams start again, and so does the state."""
@@ -200,8 +216,7 @@ class TrainingRun:
                 position.best = {"step": position.step, **score}
                 self._save(BEST)
         change = self.optimizer.validated(score["loss"]) if scheduled else None
-        if change:
-            self.display.message(change)
+        self._show(change)
 
     def _evaluate(self, split: str, write: bool = True) -> dict[str, Any]:
         """Score a split with the weights that the model holds now, show the result and write it down."""

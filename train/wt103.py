@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     with open_corpus(path) as corpus, folder.locked() if communicator.is_root else nullcontext():
         if config.model["softmax"] != "full":
             check_sorted_by_frequency(corpus.counts)
-        run = TrainingRun(config.with_vocab_size(len(corpus.vocabulary)), folder, corpus, communicator, rows)
+        config = config.with_vocab_size(len(corpus.vocabulary))
+        run = TrainingRun(config, folder, corpus, communicator, rows, profile_steps=args.profile or 0)
         run.begin(resume=args.resume)
         run.train()
         run.finish()

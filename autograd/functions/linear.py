@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from autograd.backend import get_array_module
+from autograd.backend import matmul as product
 from autograd.errors import ShapeError
 from autograd.function import Function
 from autograd.functions.arithmetic import sum_to
@@ -14,7 +15,7 @@ from autograd.variable import Variable
 
 def column_sums(x: Any) -> Any:
     """The sum (O) of the rows of x (N, O); as a product with ones it runs at the speed of the memory."""
-    return get_array_module(x).ones(len(x), x.dtype) @ x
+    return product(get_array_module(x).ones(len(x), x.dtype), x)
 
 
 def matmul_into(function: Function, index: int, x: Any, y: Any) -> Any:
@@ -25,11 +26,7 @@ def matmul_into(function: Function, index: int, x: Any, y: Any) -> Any:
     if not function.needs_grad(index):
         return None
     target, unwritten = function.grad_target(index, like=x)
-    if unwritten:
-        matmul_rows(x, y, out=target)
-    else:
-        target += matmul_rows(x, y)
-    return target
+    return matmul_rows(x, y, out=target, accumulate=not unwritten)
 
 
 class Matmul(Function):
@@ -39,12 +36,12 @@ class Matmul(Function):
         if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
             raise ShapeError(f"matmul: shapes must be (…, m, k) and (…, k, n); got {x.shape} and {y.shape}")
         self.save(x, y)
-        return x @ y
+        return product(x, y)
 
     def backward(self, dz):
         x, y = self.saved
-        dx = sum_to(dz @ y.swapaxes(-1, -2), x.shape) if self.needs_grad(0) else None
-        dy = sum_to(x.swapaxes(-1, -2) @ dz, y.shape) if self.needs_grad(1) else None
+        dx = sum_to(product(dz, y.swapaxes(-1, -2)), x.shape) if self.needs_grad(0) else None
+        dy = sum_to(product(x.swapaxes(-1, -2), dz), y.shape) if self.needs_grad(1) else None
         return dx, dy
 
 
@@ -55,7 +52,7 @@ class Linear(Function):
         if x.ndim < 1 or W.ndim != 2 or x.shape[-1] != W.shape[1]:
             raise ShapeError(f"linear: x must be (…, I) and W (O, I); got {x.shape} and {W.shape}")
         self.save(x, W)
-        y = x @ W.T
+        y = product(x, W.T)
         if b:
             self.check_shape("b", b[0].shape, W.shape[:1], f"W is {W.shape}")
             y += b[0]
@@ -64,7 +61,7 @@ class Linear(Function):
     def backward(self, dy):
         x, W = self.saved
         rows = dy.reshape(-1, W.shape[0])  # every leading axis is one long batch
-        dx = (rows @ W).reshape(x.shape) if self.needs_grad(0) else None
+        dx = product(rows, W).reshape(x.shape) if self.needs_grad(0) else None
         dW = matmul_into(self, 1, rows.T, x.reshape(-1, W.shape[1]))
         return (dx, dW, column_sums(rows))[: len(self.inputs)]
 
