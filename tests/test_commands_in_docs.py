@@ -1,8 +1,9 @@
 """Every command that the documents show: it runs as it stands, or it is marked as long and its flags exist.
 
 A block of commands is indented by four spaces, or fenced as `sh`. The comment `<!-- long -->` before it says
-that its commands take more than seconds, or a download, or another machine; `LONG` lists them, so that none
-slips in unseen. What the others name (RUN, DATA, …) is there: a tiny run, made once.
+that its commands take more than seconds, or a download; `LONG` lists them, so that none slips in unseen. What
+the others name (RUN, DATA, …) is there: a tiny run, made once. Without a mark, `NEVER_RUN` are left out: what
+changes this Python or calls the tests again, benchmarks, what needs a GPU.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import importlib
 import importlib.util
 import io
 import re
+import runpy
 import shlex
 import shutil
 import textwrap
@@ -23,11 +25,12 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 NAMED = re.compile(r"(?<![\w/.-])(data/)?(OTHER|RUN|runs/wt2|OUT|DATA|FILE|wikitext-2)(?![\w/.-])")
 LONG_MARK = "<!-- long -->"
 PROGRAM = re.compile(r"(\.venv/bin/)?(python|mpirun|make|pip)\b")
+NEVER_RUN = re.compile(
+    r"make |pip |python (-m (pip|pytest|ruff|mypy|mkdocs|benchmarks\.\w+)|tests/\w+\.py)\b|.* --device cuda\b"
+)
 LAUNCHER = re.compile(r"mpirun( -np \d+)? ")
 
 LONG = """
-make train
-make test
 python -m train.wt103 --preset wt2-small
 mpirun -np 2 python -m train.wt103 --preset wt2-small
 mpirun -np 4 python -m train.wt103
@@ -36,13 +39,8 @@ mpirun -np 2 python -m train.wt103 --preset wt2-small --max-tokens 1000000 --set
 python -m train.wt103 --preset wt2-small --data my-text.txt --set hidden_size=300
 python -m minilstm.check
 python -m minilstm.check --plot errors.png
-python -m benchmarks.convergence --data wikitext-2 --tokens 1000000
-python -m benchmarks.training_step --size wt103 --against torch
-python -m benchmarks.prepare --tokens 103000000
 mpirun -np 2 python -m train.wt103 --preset wt2-small --data data/wikitext-2 --set evaluate_every=1000 \
 --max-steps 2002 --run-dir runs/wt2
-python -m benchmarks.classification --data data/wikitext-2
-python -m pytest tests/test_synthetic_language.py
 """.strip().splitlines()
 NAMES = {  # what documents call it → what it is in the folder of these tests
     "OTHER": "other",
@@ -77,7 +75,7 @@ def blocks(document):
 
 
 def commands(document):
-    """(command, is long) of every command in a document, without the path to its programs and its comment."""
+    """(command, is marked as long) of a document's, without the path to the programs and without comments."""
     for lines, is_long in blocks(document):
         for line in filter(PROGRAM.match, lines):
             command = re.sub(r"\s+# .*", "", line).replace(".venv/bin/", "").strip()
@@ -105,7 +103,8 @@ def test_the_long_commands_are_those_that_are_marked():
 def module_of(command):
     """The module and the arguments of `python -m MODULE …`, with or without a launcher; None of any other."""
     words = shlex.split(LAUNCHER.sub("", command))
-    return (words[2], words[3:]) if words[:2] == ["python", "-m"] else None
+    is_ours = words[:2] == ["python", "-m"] and words[2].startswith(("autograd.", "minilstm.", "train.", "bench"))
+    return (words[2], words[3:]) if is_ours else None
 
 
 def help_of(module):
@@ -115,7 +114,12 @@ def help_of(module):
     return text.getvalue()
 
 
-@pytest.mark.parametrize("command", [c for c in LONG if "python -m" in c and "pytest" not in c])
+def not_run():
+    shown = {command for found in of_documents().values() for command, _ in found}
+    return sorted({*filter(NEVER_RUN.match, shown), *LONG})
+
+
+@pytest.mark.parametrize("command", [command for command in not_run() if module_of(command)])
 def test_a_long_command_has_the_flags_that_it_uses(command):
     module, arguments = module_of(command)
     flags = [word for word in arguments if word.startswith("--")]
@@ -157,7 +161,12 @@ def place(tmp_path_factory):
 
 
 def run(command):
-    """Run a command in this process, as its module's `main`; the exit status."""
+    """Run a command in this process, as its module's `main` or as a script; the exit status."""
+    if module_of(command) is None:
+        program, script = command.split()
+        assert program == "python", command
+        runpy.run_path(str(ROOT / script))
+        return 0
     module, arguments = module_of(command)
     return importlib.import_module(module).main([here(argument) for argument in arguments])
 
@@ -167,7 +176,8 @@ def needs_torch(command):
 
 
 def quick(path):
-    return [command for command, is_long in of_documents()[path] if not is_long]
+    found = of_documents()[path]
+    return [command for command, is_long in found if not is_long and not NEVER_RUN.match(command)]
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if quick(path)], ids=relative)
@@ -211,5 +221,5 @@ python -m a.d \\
         ("make train", True),
         ("python -m a.d --y", False),
     ]
-    assert module_of("mpirun -np 2 python -m a.c --z") == ("a.c", ["--z"])
+    assert module_of("mpirun -np 2 python -m train.c --z") == ("train.c", ["--z"])
     assert [here(word) for word in ("RUN", "data/wikitext-2", "RUNS")] == ["run", "text.txt", "RUNS"]

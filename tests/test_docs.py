@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import io
+import json
 import re
 import tokenize
 from pathlib import Path
@@ -116,6 +117,26 @@ def test_a_missing_partner_is_seen(source, fault):
     found = list(faults_of_source("m/a.py", source, TINY))
     assert len(found) == 1
     assert fault in found[0]
+
+
+def readme_numbers():
+    """What the README says of speed and of learning, as it writes it, from the committed results."""
+    results = ROOT / "benchmarks" / "results"
+    for size in ("small", "wt2", "wt103"):
+        result = json.loads((results / f"training_step_{size}.json").read_text())
+        ours, torch, megabytes = result["ours"], result["torch"], result["ours"]["peak_rss_mb"]
+        yield (
+            f"| {ours['seconds']:.3f} s | {torch['seconds']:.3f} s | **{result['speedup']:.2f}×** "
+            f"| {result['memory_ratio']:.2f}× ({megabytes:,.0f} MB) | {result['peak_fraction']:.0%} |"
+        )
+    result = json.loads((results / "convergence.json").read_text())
+    difference, error = result["difference"], result["standard_error"]
+    yield f"The difference of the means is {difference:+.1f}, its standard error {error:.1f}."
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [numbers for numbers in readme_numbers() if numbers not in readme] == []
 
 
 def python_blocks(document):

@@ -75,7 +75,7 @@ def lost(scale):
         return np.mean((gradients * np.float32(scale)).astype(half) == 0)
 
 
-print(f"half of the gradients are below {np.median(abs(gradients)):.0e}, all below {abs(gradients).max():.2f}")
+print(f"half of the gradients are below {np.median(abs(gradients)):.0e}, all below {gradients.max():.2f}")
 print(f"rounded to zero: {lost(1):.2%} as they are, {lost(2**14):.2%} times 2^14")
 assert lost(2**14) < lost(1)
 

@@ -112,11 +112,12 @@ def page_of(target: str) -> str:
 
 
 def with_site_links(text: str, path: str, source: str) -> str:
-    """The text of a page at `path`, its links as the document at `source` has them led to the site's pages."""
+    """The text of a page at `path`, its links, which are those of the document at `source`, led to pages."""
 
     def led(found: re.Match) -> str:
         page = page_of(resolved(found[2], source))
-        return f"{found[1]}{posixpath.relpath(page, posixpath.dirname(path) or '.')}{found[3] or ''}{found[4]}"
+        relative = posixpath.relpath(page, posixpath.dirname(path) or ".")
+        return f"{found[1]}{relative}{found[3] or ''}{found[4]}"
 
     parts = FENCED.split(text)  # every second one is code
     return "".join(part if index % 2 else LINK.sub(led, part) for index, part in enumerate(parts))
