@@ -279,7 +279,7 @@ class SoftmaxBlocks:
                 G *= self._exp_bias(words)
                 if order is not None:
                     self._subtract_targets(G, words, targets, order)
-                G = G.astype(self.h.dtype)
+                G = G.astype(self.h.dtype)  # (77)
                 matmul(G, self.W[words], out=dh, accumulate=True)  # (23)
                 matmul(G.T, self.h, out=dW[0][words], accumulate=not dW[1], alpha=alpha)  # (24)
                 matmul(ones, G, out=db[0][words], accumulate=not db[1], alpha=alpha)  # (25)

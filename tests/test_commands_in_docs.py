@@ -103,8 +103,8 @@ def test_the_long_commands_are_those_that_are_marked():
 def module_of(command):
     """The module and the arguments of `python -m MODULE …`, with or without a launcher; None of any other."""
     words = shlex.split(LAUNCHER.sub("", command))
-    is_ours = words[:2] == ["python", "-m"] and words[2].startswith(("autograd.", "minilstm.", "train.", "bench"))
-    return (words[2], words[3:]) if is_ours else None
+    ours = ("autograd.", "minilstm.", "train.", "benchmarks.")
+    return (words[2], words[3:]) if words[:2] == ["python", "-m"] and words[2].startswith(ours) else None
 
 
 def help_of(module):

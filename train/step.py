@@ -123,7 +123,7 @@ class TrainingStep:
                 inputs[:, rows], targets[:, rows], part, own_masks
             )
             if factor != 1:
-                objective = objective * factor  # (2)
+                objective = objective * factor  # (2); (74) of docs/lstm_backward.md
             objective.backward()
             if self.masters:
                 self.masters.take_gradients(1 / scale, add=first > 0)  # (3)

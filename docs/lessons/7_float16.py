@@ -7,10 +7,10 @@
 
 # %%
 import numpy as np
-from train.mixed_precision import Backoff, MasterWeights
 
 from minilstm import LanguageModel, MaskStream, ModelConfig
 from train.communicator import SingleProcess
+from train.mixed_precision import Backoff, MasterWeights
 from train.optimizers import Adam
 from train.step import TrainingStep
 
