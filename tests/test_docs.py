@@ -66,7 +66,7 @@ def faults_of_document(document):
 
 
 def references_in(file, text):
-    """Those of a source file; in train/ numbers of one digit are the steps of mixed precision, no equations."""
+    """Those of a source file; in train/ numbers of one digit are steps of mixed precision, no equations."""
     found = references(text)
     return {number for number in found if number > 9} if file.startswith("train/") else found
 

@@ -21,6 +21,7 @@ WHAT_THEY_SHOW = {  # a line of what each prints: that something is shown, and n
     "4_through_time": "LSTM, forget gates near 0.5   1.0e+00",
     "5_fused_sequence": "lstm: 1 Functions (LSTM)",
     "6_tied_softmax": "by hand, in blocks of 7 and of 50 words: the same",
+    "7_float16": "overflow: skipped",
     "8_four_ranks": "checksums after 20 steps: ",
     "9_train_look_generate": "the cats near the old tree",
 }
@@ -40,13 +41,13 @@ percent = load(ROOT / "docs" / "site" / "percent.py")
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_lesson_runs(path, tmp_path):
-    """Elsewhere than in its folder, with warnings as errors: a minute is the longest that one may take."""
+    """Elsewhere than in its folder, with warnings as errors; seconds on a machine that does nothing else."""
     if path.stem == "8_four_ranks":
         find_mpirun()
     command = [sys.executable, "-W", "error", str(path)]
     environment = rank_environment({"TMPDIR": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"})
     result = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
     assert WHAT_THEY_SHOW[path.stem] in result.stdout

@@ -62,7 +62,7 @@ assert np.array_equal(masters.half.flat_parameters, masters.model.flat_parameter
 # %%
 # Streams of words in which each is the last one plus 0, 1 or 2: something that can be learned.
 rng = np.random.default_rng(1)
-text = (rng.integers(0, 200, (1, 64)) + rng.integers(0, 3, (21, 64)).cumsum(axis=0)) % 200  # (T + 1, B)
+text = (rng.integers(0, 200, (1, 32)) + rng.integers(0, 3, (21, 32)).cumsum(axis=0)) % 200  # (T + 1, B)
 window = text[:-1], text[1:]
 
 model = LanguageModel(config, seed=0)
@@ -75,7 +75,8 @@ def lost(scale):
         return np.mean((gradients * np.float32(scale)).astype(half) == 0)
 
 
-print(f"half of the gradients are below {np.median(abs(gradients)):.0e}, all below {gradients.max():.2f}")
+sizes = abs(gradients)
+print(f"half of the gradients are below {np.median(sizes):.0e}, the largest is {sizes.max():.3f}")
 print(f"rounded to zero: {lost(1):.2%} as they are, {lost(2**14):.2%} times 2^14")
 assert lost(2**14) < lost(1)
 
@@ -96,7 +97,7 @@ assert lost(2**14) < lost(1)
 # %%
 
 
-def train(scaler, steps=40):
+def train(scaler, steps=30):
     model = LanguageModel(config, seed=0)
     optimizer = Adam(model.flat_parameters)
     step = TrainingStep(model, optimizer, SingleProcess(), clip_norm=1.0, scaler=scaler)
@@ -134,7 +135,7 @@ for update in (1, 10, 20, len(mixed)):
     losses = plain[update - 1], mixed[update - 1]
     print(f"update {update:2}: loss {losses[0]:.4f} in float32, {losses[1]:.4f} in mixed precision")
 assert np.allclose(mixed, plain[: len(mixed)], rtol=0.02)
-assert mixed[-1] < 0.7 * mixed[0]
+assert mixed[-1] < 0.8 * mixed[0]
 
 # %% [markdown]
 # The same command trains this way: `python -m train.wt103 --precision mixed`. What is *not* float16 there:
