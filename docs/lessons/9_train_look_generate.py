@@ -142,7 +142,7 @@ for beginning in ("the cats near the old tree", "the cat near the old trees"):
 
 # %% [markdown]
 # The value is set at the first noun and holds until the verb: the forget gate of this unit stays near 1
-# (lesson 4). `python -m minilstm.anatomy` makes a page on which all of this can be looked at, for every
+# (lesson 4). `python -m train.anatomy RUN` makes a page on which all of this can be looked at, for every
 # unit and gate.
 #
 # ## Generate

@@ -7,7 +7,7 @@ from typing import Any
 
 import griffe
 
-NAMES = re.compile(r"^( {4}|)((?:\*?\w+, )+\*?\w+): ", re.MULTILINE)
+NAMES = re.compile(r"^( {4})((?:\*?\w+, )+\*?\w+): ", re.MULTILINE)
 
 
 class SeveralNames(griffe.Extension):
