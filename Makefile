@@ -12,8 +12,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 EXTRAS_train := mpi,plot
 EXTRAS_test := dev
+EXTRAS_docs := docs
 
-.PHONY: help train test chaos soak bench clean
+.PHONY: help train test chaos soak bench docs clean
 
 help:
 	@echo "make train   train a small model on python-docs with $(RANKS) ranks, plot it, let it write a text"
@@ -21,6 +22,7 @@ help:
 	@echo "make chaos   kill training $(KILLS) times at random moments: nothing may be lost (docs/reliability.md)"
 	@echo "make soak    train for $(MINUTES) minutes under kills, and watch the memory"
 	@echo "make bench   the short benchmarks; rewrites docs/performance.md"
+	@echo "make docs    the site, into site/; runs the lessons"
 	@echo "make clean   remove what make made, but for data/ and runs/"
 
 train: $(VENV)/installed-train
@@ -44,8 +46,12 @@ soak: $(VENV)/installed-train
 bench: $(VENV)/installed-train
 	$(PY) -m benchmarks.performance --short
 
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@echo "site/index.html"
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip is renewed first: some that come with Python 3.10 cannot install in place. What the tests need includes

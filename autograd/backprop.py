@@ -114,21 +114,33 @@ def _input_gradients(function: Function, gradients: dict[Node, Any]) -> list[tup
     else:
         with function_span(function, "backward"):
             grads = function.backward(*grad_outputs)
-    grads = grads if isinstance(grads, tuple) else (grads,)
+    grads = tuple(grads) if isinstance(grads, tuple | list) else (grads,)
     if len(grads) != len(function.inputs):
         raise RuntimeError(
             f"{function.label}.backward must return one gradient or None for each of its "
             f"{len(function.inputs)} inputs; got {len(grads)}"
         )
+    for index, (node, grad) in enumerate(zip(function.inputs, grads, strict=True)):
+        if node.requires_grad and grad is not None:
+            _check_gradient(function, index, node.shape, grad)
     return [(node, grad) for node, grad in zip(function.inputs, grads, strict=True) if node.requires_grad]
+
+
+def _check_gradient(function: Function, index: int, shape: tuple[int, ...], grad: Any) -> None:
+    """Raise a RuntimeError in the words of who wrote `backward` unless a gradient fits its input."""
+    if getattr(grad, "shape", None) == shape and not isinstance(grad, Variable):
+        return
+    got, hint = f"a {type(grad).__name__}", ""
+    if hasattr(grad, "shape") and not isinstance(grad, Variable):
+        got, hint = str(grad.shape), "; what was broadcast is summed: autograd.functions.arithmetic.sum_to"
+    raise RuntimeError(
+        f"{function.label}.backward: the gradient of input {index}, {function.argument_names()[index]}, "
+        f"must be an array {shape}; got {got}{hint}"
+    )
 
 
 def _deliver(node: Node, grad: Any, gradients: dict[Node, Any]) -> None:
     """Add a gradient to a leaf's own, or to what waits for the function that made the node."""
-    if grad.shape != node.shape:
-        raise RuntimeError(
-            f"backward: a gradient of shape {grad.shape} came for a variable of shape {node.shape}"
-        )
     if node.creator is None:
         if node.owner is not None:
             node.owner.accumulate_grad(grad)

@@ -50,10 +50,12 @@ class Row:
 
     @property
     def worst(self) -> Result:
+        """The result with the largest error; a failure is worse than any."""
         return max(self.results, key=lambda result: (math.isnan(result.error), result.error))
 
     @property
     def seconds(self) -> float:
+        """What all cases took."""
         return sum(result.seconds for result in self.results)
 
     def fault(self, tolerance: float) -> str:
@@ -204,7 +206,7 @@ def as_json(rows: Sequence[Row], tolerance: float = TOLERANCE) -> str:
 
 
 def errors_by_step(case: Case, steps: Sequence[float] | np.ndarray = STEPS) -> np.ndarray:
-    """The relative error of central differences with each of these steps: the median of 15 directions."""
+    """The relative error (N) of central differences with each of `steps` (N): the median of 15 directions."""
     return np.array(
         [
             np.median([c.error for c in compare_backward(case.function, case.inputs, step=h, directions=15)])

@@ -31,6 +31,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """Raise the complaint as an InputError."""
         raise InputError(f"{message}; {self.prog} --help lists the flags")
 
 

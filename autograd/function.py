@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from autograd.backend import accumulation_dtype, get_array_module
@@ -38,9 +41,11 @@ class Function:
     is_sum = False  # True for losses: of float16 inputs the result is float32, being a sum over all of them
 
     def forward(self, *arrays: Any) -> Any:
+        """The operation: arrays in, an array or a tuple of arrays out."""
         raise NotImplementedError(f"{self.label}: forward")
 
     def backward(self, *grad_outputs: Any) -> Any:
+        """Its derivative: d(root)/d(output) for each output in, d(root)/d(input) for each input out."""
         raise NotImplementedError(f"{self.label}: backward")
 
     @property
@@ -49,9 +54,19 @@ class Function:
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
 
     def apply(self, *inputs: Any) -> Any:
-        """Run `forward` on variables or arrays; returns a Variable, or a tuple of them."""
+        """Run `forward` on variables or arrays, of the shapes that it takes.
+
+        Returns:
+            A Variable, or a tuple of them, as `forward` does.
+
+        Raises:
+            DtypeError: floating-point inputs of several precisions, or a result of another than theirs.
+            RuntimeError: this instance was applied before. TypeError: `forward` returned no array.
+        """
         variables = [as_variable(value) for value in inputs]
         self._check_dtypes(variables)
+        if not self.is_released:
+            raise RuntimeError(f"{self.label}: one instance is applied once; make a new one for each call")
         with function_span(self, "forward"):
             result = self.forward(*(variable.data for variable in variables))
         arrays = result if isinstance(result, tuple) else (result,)
@@ -82,6 +97,12 @@ class Function:
 
     def _check_results(self, variables: list[Variable], arrays: tuple[Any, ...]) -> None:
         """NumPy makes float64 of float32 and integers: here that is an error and not a slow surprise."""
+        for array in arrays:
+            if not hasattr(array, "dtype"):
+                raise TypeError(
+                    f"{self.label}.forward must return an array or a tuple of arrays; "
+                    f"got {type(array).__name__}"
+                )
         given = {variable.dtype for variable in variables if variable.dtype.kind == "f"}
         if self.is_sum:
             given |= {accumulation_dtype(dtype) for dtype in given}
@@ -104,7 +125,8 @@ class Function:
     @property
     def saved(self) -> tuple[Any, ...]:
         """What `forward` saved."""
-        assert self._saved is not None, f"{self.label}: forward saved nothing"
+        if self._saved is None:
+            raise RuntimeError(f"{self.label}: nothing is saved; forward must call self.save(...)")
         return self._saved
 
     def release(self) -> None:
@@ -114,12 +136,20 @@ class Function:
 
     @property
     def is_released(self) -> bool:
+        """Whether it stands in no graph: not applied, not recorded, or gone through by a backward pass."""
         return not hasattr(self, "inputs")
 
     @property
     def outputs(self) -> tuple[Node | None, ...]:
         """The nodes of the outputs; None for one that nobody holds any more."""
         return tuple(reference() for reference in self._outputs)
+
+    def argument_names(self) -> list[str]:
+        """What `forward` calls each input; those of a `*arrays` are numbered if there are several."""
+        names, rest = _parameters(type(self).forward)
+        count = len(self.inputs) - len(names)
+        numbered = [rest] if count == 1 else [f"{rest}[{k}]" for k in range(count)]
+        return names[: len(self.inputs)] + numbered
 
     def needs_grad(self, index: int) -> bool:
         """Whether anybody wants the gradient of input `index`; if not, `backward` may return None for it."""
@@ -145,3 +175,11 @@ class Function:
         """Raise a ShapeError in the caller's words unless the shape is the expected one."""
         if tuple(shape) != tuple(expected):
             raise ShapeError(f"{self.label}: {name} must be {expected} because {because}; got {tuple(shape)}")
+
+
+@functools.cache
+def _parameters(forward: Callable[..., Any]) -> tuple[list[str], str]:
+    """The names of the arguments of a Function's `forward`, and that of its `*arrays`."""
+    parameters = list(inspect.signature(forward).parameters.values())[1:]  # without self
+    rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
+    return [p.name for p in parameters if p.name not in rest], "".join(rest)

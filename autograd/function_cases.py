@@ -64,6 +64,7 @@ class Case:
 
     @property
     def float_inputs(self) -> list[int]:
+        """The places of the inputs that are differentiated."""
         return [index for index, value in enumerate(self.inputs) if value.dtype.kind == "f"]
 
 
@@ -94,6 +95,7 @@ def ids(size: int, *shape: int) -> np.ndarray:
 
 
 def elementwise() -> Iterator[Case]:
+    """Of one array, and of two with broadcasting."""
     for shape in SHAPES:
         for kind, function in ((Exp, F.exp), (Sigmoid, F.sigmoid), (Tanh, F.tanh), (Negate, F.negate)):
             yield Case(kind, function, [normal(*shape)])
@@ -116,6 +118,7 @@ def elementwise() -> Iterator[Case]:
 
 
 def reductions() -> Iterator[Case]:
+    """Sums and means over every kind of axis."""
     for shape, axis, keepdims in itertools.product(SHAPES, (None, 0, -1, (0, -1), (-2,)), (False, True)):
         axes = () if axis is None else np.atleast_1d(axis)
         if len(shape) < 2 and axis is not None and not (len(shape) == 1 and axis in (0, -1)):
@@ -127,6 +130,7 @@ def reductions() -> Iterator[Case]:
 
 
 def array_functions() -> Iterator[Case]:
+    """What moves numbers without changing them."""
     for shape, new in (((2, 3), (3, 2)), ((2, 3), (-1,)), ((), (1, 1)), ((0, 3), (3, 0)), ((4,), (2, 1, 2))):
         yield Case(Reshape, functools.partial(F.reshape, shape=new), [normal(*shape)])
     for shape in SHAPES:
@@ -162,6 +166,7 @@ def array_functions() -> Iterator[Case]:
 
 
 def products() -> Iterator[Case]:
+    """Matrix products, with broadcasting and without."""
     for x, y in (
         ((2, 3), (3, 4)), ((1, 1), (1, 1)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4)), ((0, 3), (3, 4)),
         ((5, 1, 2, 3), (4, 3, 1)), ((0, 2, 3), (3, 4)), ((2, 0), (0, 3)), ((1, 2, 3), (5, 3, 2)),
@@ -174,6 +179,7 @@ def products() -> Iterator[Case]:
 
 
 def normalizations_and_losses() -> Iterator[Case]:
+    """What works along the last axis."""
     for shape in ((5,), (1,), (2, 5), (2, 1), (0, 5), (3, 2, 4)):
         width = shape[-1:]
         parameters = [normal(*width), normal(*width, seed=1)]
@@ -186,6 +192,7 @@ def normalizations_and_losses() -> Iterator[Case]:
 
 
 def embeddings() -> Iterator[Case]:
+    """Lookups of ids of many shapes, scaled and not."""
     for shape in ((), (1,), (5,), (3, 2), (0,), (2, 0)):
         yield Case(Embedding, F.embedding, [ids(4, *shape), normal(4, 3)])
         scaled = lambda ids, W: F.embedding(ids, W, KEPT.astype(W.dtype))  # noqa: E731

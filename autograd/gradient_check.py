@@ -24,11 +24,13 @@ class Comparison(NamedTuple):
         analytic, numerical: the two.
         norm: of the gradient of the input that was moved, which the error is relative to; a millionth of the
             whole gradient's if it is less, as of a gradient that is 0 but for rounding.
+        moved: the number of that input.
     """
 
     analytic: float
     numerical: float
     norm: float
+    moved: int = 0
 
     @property
     def error(self) -> float:
@@ -91,15 +93,16 @@ def check_backward(
         The worst relative error, |analytic - numerical| / max(‖gradient‖, |numerical|).
 
     Raises:
-        AssertionError: it is above the tolerance.
-        TypeError: no input is float64.
+        AssertionError: it is above the tolerance; or the function writes into one of its inputs.
+        TypeError, ValueError: as `compare_backward`.
     """
     comparisons = compare_backward(
         function, inputs, grad_outputs, seed=seed, directions=directions, step=step
     )
     worst = worst_of(comparisons)
     assert worst.error <= tolerance, (
-        f"gradient check: relative error {worst.error:.1e} is above {tolerance:.0e}: along one direction "
+        f"gradient check: relative error {worst.error:.1e} is above {tolerance:.0e}: along one direction of "
+        f"input {worst.moved}, of shape {np.shape(inputs[worst.moved])}, "
         f"backward says {worst.analytic:.12g}, differences say {worst.numerical:.12g}"
     )
     return worst.error
@@ -135,17 +138,28 @@ def compare_backward(
         step: how far an input is moved along the direction, both ways.
 
     Raises:
-        TypeError: no input is float64.
+        AssertionError: the function changes one of its inputs.
+        TypeError: no input is float64. ValueError: not as many grad_outputs as outputs.
     """
     rng = np.random.default_rng(seed)
     moved = [index for index, array in enumerate(inputs) if np.asarray(array).dtype == np.float64]
     if not moved:
         raise TypeError("check_backward: differences need float64; no input has it")
     variables = [Variable(array, requires_grad=index in moved) for index, array in enumerate(inputs)]
+    before = [np.array(array) for array in inputs]
     outputs = as_tuple(function(*variables))
     if grad_outputs is None:
         grad_outputs = [rng.standard_normal(output.shape) for output in outputs]
+    if len(grad_outputs) != len(outputs):
+        raise ValueError(
+            f"check_backward: grad_outputs must have an array or None for each of the {len(outputs)} "
+            f"outputs; got {len(grad_outputs)}"
+        )
     backward_all(outputs, grad_outputs)
+    for index, (array, copy) in enumerate(zip(inputs, before, strict=True)):
+        assert np.asarray(array).tobytes() == copy.tobytes(), (
+            f"gradient check: input {index} was changed by forward or backward; others hold the same array"
+        )
     norms = {index: _norm(variables[index].grad) for index in moved}
     whole = math.hypot(*norms.values())
 
@@ -158,7 +172,7 @@ def compare_backward(
         )
         norm = max(norms[index], 1e-6 * whole)
         analytic = _weighted_sum([gradient], [direction])
-        comparisons.append(Comparison(analytic, (above - below) / (2 * step), norm))
+        comparisons.append(Comparison(analytic, (above - below) / (2 * step), norm, index))
     return comparisons
 
 

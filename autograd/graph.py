@@ -21,11 +21,9 @@ makes several arrays, its arrows say which: the argument's name, the output's nu
 
 from __future__ import annotations
 
-import functools
-import inspect
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,7 +177,7 @@ def _attributes(item: Node | Function, is_root: bool) -> str:
 
 def _edges(function: Function, ids: Mapping[Node | Function, str]) -> list[str]:
     """Arrows from its inputs and to its outputs, in their order."""
-    names = _argument_names(function)
+    names = function.argument_names()
     edges = [
         f"  {ids[node]} -> {ids[function]}" + (f" [label={_quoted(name)}]" if len(names) > 1 else "")
         for node, name in zip(function.inputs, names, strict=True)
@@ -190,21 +188,6 @@ def _edges(function: Function, ids: Mapping[Node | Function, str]) -> list[str]:
         for index, node in enumerate(outputs)
         if node is not None and node in ids
     ]
-
-
-def _argument_names(function: Function) -> list[str]:
-    """What `forward` calls each input; those of a `*arrays` are numbered if there are several."""
-    names, rest = _parameters(type(function).forward)
-    count = len(function.inputs) - len(names)
-    return names[: len(function.inputs)] + ([rest] if count == 1 else [f"{rest}[{k}]" for k in range(count)])
-
-
-@functools.cache
-def _parameters(forward: Callable[..., Any]) -> tuple[list[str], str]:
-    """The names of the arguments of a Function's `forward`, and that of its `*arrays`."""
-    parameters = list(inspect.signature(forward).parameters.values())[1:]  # without self
-    rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
-    return [p.name for p in parameters if p.name not in rest], "".join(rest)
 
 
 def _quoted(*lines: str) -> str:

@@ -72,6 +72,7 @@ class Variable:
 
     @property
     def name(self) -> str | None:
+        """Shown in errors and in drawings of the graph; None: it has none."""
         return self.node.name
 
     @name.setter
@@ -80,18 +81,22 @@ class Variable:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The array's."""
         return self.data.shape
 
     @property
     def dtype(self) -> np.dtype:
+        """The array's."""
         return self.data.dtype
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return self.data.ndim
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return self.data.size
 
     def __len__(self) -> int:
@@ -99,10 +104,12 @@ class Variable:
 
     @property
     def requires_grad(self) -> bool:
+        """Whether `backward` computes a gradient for it."""
         return self.node.requires_grad
 
     @property
     def creator(self) -> Function | None:
+        """The `Function` that made it; None for a leaf."""
         return self.node.creator
 
     def item(self) -> float:

@@ -37,6 +37,8 @@ def _head(W: Any, band_W: Any, bands: Sequence[int]) -> Any:
 
 
 class AdaptiveSoftmaxLoss(Function):
+    """Cross-entropy of the head and of the bands that have targets: see `adaptive_softmax_loss`."""
+
     is_sum = True
 
     def __init__(self, bands: Sequence[int]) -> None:

@@ -159,9 +159,11 @@ class Dropouts:
         return self.times_lookup_mask("embedding", x, inputs, keep)
 
     def input_weight(self, index: int, W_ih: Variable) -> Variable:
+        """W_ih (4H, I) of a layer, masked."""
         return self._weight(f"input_weight.{index}", W_ih, self.config.input_weight_keep_prob)
 
     def recurrent_weight(self, index: int, W_hh: Variable) -> Variable:
+        """W_hh (4H, H) of a layer, masked."""
         return self._weight(f"recurrent_weight.{index}", W_hh, self.config.recurrent_weight_keep_prob)
 
     def candidate_mask(self, index: int, shape: tuple[int, ...]) -> Any:
@@ -170,9 +172,11 @@ class Dropouts:
         return self.step_mask(f"candidate.{index}", shape, keep) if self._acts(keep) else None
 
     def input(self, index: int, x: Variable) -> Variable:
+        """What goes into a layer, (T, B, I), masked."""
         return self._activation(f"input.{index}", x, self.config.activation_keep_probs(index)[0])
 
     def output(self, index: int, x: Variable) -> Variable:
+        """What comes out of a layer, (T, B, units), masked."""
         return self._activation(f"output.{index}", x, self.config.activation_keep_probs(index)[1])
 
     def _acts(self, keep: float) -> bool:

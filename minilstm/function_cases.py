@@ -88,6 +88,7 @@ def adaptive_losses() -> Iterator[Case]:
 
 
 def regularizers() -> Iterator[Case]:
+    """AR and TAR, of one step and of many."""
     for shape in ((1,), (4, 3), (4, 2, 3), (1, 2, 3), (2, 1, 1), (5, 0, 3)):
         penalty = functools.partial(activation_regularization, alpha=0.7)
         yield Case(ActivationRegularization, penalty, [normal(*shape)])
@@ -96,6 +97,7 @@ def regularizers() -> Iterator[Case]:
 
 
 def lstms() -> Iterator[Case]:
+    """Both cells over sizes of none, one and more, with the candidate masked and not."""
     for T, B, inputs, H in ((1, 1, 1, 1), (3, 2, 4, 5), (4, 1, 2, 3), (2, 0, 3, 2)):
         shapes = [(T, B, inputs), (B, H), (B, H), (4 * H, inputs), (4 * H, H)]
         for kind, function, vectors in (
@@ -108,6 +110,7 @@ def lstms() -> Iterator[Case]:
 
 
 def with_candidates_dropped(function: Callable[..., Any], x: Any, h0: Any, *rest: Any) -> Any:
+    """A cell's function with a mask (T, B, H) of the candidate."""
     mask = np.random.default_rng(0).integers(0, 3, (*x.shape[:2], h0.shape[1])) * 0.75
     return function(x, h0, *rest, candidate_mask=mask.astype(x.dtype))
 

@@ -246,6 +246,7 @@ class LanguageModel:
 
     @property
     def dtype(self) -> np.dtype:
+        """Of weights and activations."""
         return self.flat_parameters.dtype
 
     def __call__(

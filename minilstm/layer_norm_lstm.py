@@ -25,6 +25,8 @@ from minilstm.lstm_kernels import RecurrentProduct, batch_parts
 
 
 class LayerNormLSTM(Function):
+    """A whole sequence of layer-normalised cells: see `layer_norm_lstm`."""
+
     def __init__(self, candidate_mask: Any = None, epsilon: float = 0.0) -> None:
         self.candidate_mask, self.epsilon = candidate_mask, epsilon
 

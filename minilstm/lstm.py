@@ -30,6 +30,8 @@ I, F, G, O = range(4)  # noqa: E741
 
 
 class LSTM(Function):
+    """A whole sequence, forward and backward through time: see `lstm`."""
+
     def __init__(self, candidate_mask: Any = None) -> None:
         self.candidate_mask = candidate_mask
 
@@ -204,6 +206,7 @@ def checked_sizes(
     """T, B, H, once all sizes fit; `vectors` by name, each with its length in multiples of H.
 
     Args:
+        x, h0, c0, W_ih, W_hh: must be shaped as in `lstm`. mask: (T, B, H), or None.
         label: the caller's name, for errors.
 
     Raises:

@@ -80,7 +80,7 @@ def masked(g: Variable, mask: Any) -> Variable:
 
 
 def normalized(x: Variable, gain: Any, shift: Any, epsilon: float = 0.0) -> Variable:
-    """Mean 0 and variance 1 over the units, then a gain and a shift that are learned."""
+    """x (B, H) with mean 0 and variance 1 over the units, then a gain and a shift (H) that are learned."""
     return F.layer_normalization(x, gain, shift, epsilon_for(x.dtype, epsilon))
 
 

@@ -102,7 +102,7 @@ def _panels(W: Any, splits: int, as_it_lies: bool) -> Any:
 
 
 def batch_parts(x: Any, B: int, H: int) -> list[slice]:
-    """The rows of the batch that each thread takes through all steps; rows never meet inside an LSTM."""
+    """The rows of x (T, B, I) that each thread takes through all steps; rows never meet inside an LSTM."""
     worthwhile = get_array_module(x) is np and 2 * B * 4 * H * H >= MIN_PARALLEL_WORK
     return split_range(B, num_threads() if worthwhile else 1)
 

@@ -13,6 +13,8 @@ from autograd.backend import accumulation_dtype, get_array_module
 
 
 class ActivationRegularization(Function):
+    """AR: α · mean(h²); dh = 2 α h / count."""
+
     is_sum = True
 
     def __init__(self, alpha: float) -> None:
@@ -28,6 +30,8 @@ class ActivationRegularization(Function):
 
 
 class TemporalActivationRegularization(Function):
+    """TAR: β · mean((h_{t+1} - h_t)²) over steps; each h_t is in two differences."""
+
     is_sum = True
 
     def __init__(self, beta: float) -> None:

@@ -111,6 +111,8 @@ def check_sorted_by_frequency(counts: Any) -> None:
 
 
 class SampledSoftmaxLoss(Function):
+    """Cross-entropy of each target among drawn words: see `sampled_softmax_loss`."""
+
     is_sum = True
 
     def __init__(self, sample: Sample) -> None:

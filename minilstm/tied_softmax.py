@@ -48,6 +48,8 @@ all of 268 thousand words' would round to 0."""
 
 
 class TiedSoftmaxLoss(Function):
+    """Cross-entropy in blocks of words: see `tied_softmax_loss`."""
+
     is_sum = True
 
     def __init__(self, block_size: int = BLOCK_WORDS) -> None:
@@ -116,7 +118,7 @@ class ScoredRows:
         return full
 
     def mean(self, losses: Any) -> Any:
-        """Summed in double precision: a split of any size keeps float32's own accuracy."""
+        """Of losses (N); summed in double precision: a split of any size keeps float32's own accuracy."""
         return get_array_module(losses).asarray(losses.sum(dtype="float64") / self.count, losses.dtype)
 
 
@@ -279,7 +281,7 @@ class SoftmaxBlocks:
                 G *= self._exp_bias(words)
                 if order is not None:
                     self._subtract_targets(G, words, targets, order)
-                G = G.astype(self.h.dtype)
+                G = G.astype(self.h.dtype)  # (77)
                 matmul(G, self.W[words], out=dh, accumulate=True)  # (23)
                 matmul(G.T, self.h, out=dW[0][words], accumulate=not dW[1], alpha=alpha)  # (24)
                 matmul(ones, G, out=db[0][words], accumulate=not db[1], alpha=alpha)  # (25)
@@ -352,6 +354,7 @@ def all_logits(h: Any, W: Any, b: Any) -> Any:
 
 
 def assign_or_add(target: tuple[Any, bool], index: slice, values: Any) -> None:
+    """array[index] = values if it is unwritten, else +=; target as `Function.grad_target` gives it."""
     array, unwritten = target
     if unwritten:
         array[index] = values

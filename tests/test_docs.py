@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import io
+import json
 import re
 import tokenize
 from pathlib import Path
@@ -15,6 +16,7 @@ DERIVATION = ROOT / "docs" / "lstm_backward.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 CUDA_SOURCES = sorted(ROOT.glob("*/cuda/*.cu*"))
 SOURCES = sorted(path for package in ("autograd", "minilstm") for path in (ROOT / package).rglob("*.py"))
+SOURCES += [ROOT / "train" / "step.py", ROOT / "train" / "mixed_precision.py"]
 
 REFERENCE = re.compile(r"(?<!\w)\((\d{1,2})\)(?: to \((\d{1,2})\))?")
 TAG = re.compile(r"\\tag\{(\d+)\}")
@@ -64,13 +66,21 @@ def faults_of_document(document):
     yield from (f"({number}) is named but never derived" for number in sorted(unknown - set(tags)))
 
 
+def references_in(file, text):
+    """Those of a source file; in train/ numbers of one digit are steps of mixed precision, no equations."""
+    found = references(text)
+    return {number for number in found if number > 9} if file.startswith("train/") else found
+
+
 def faults_of_source(file, source, document):
     """What does not fit between a source file and the derivation, a line each."""
     expected = numbers_by_file(document).get(file, set())
     is_python = file.endswith(".py")
-    in_comments = references(comments(source) if is_python else "\n".join(re.findall("//.*", source)))
+    in_comments = references_in(
+        file, comments(source) if is_python else "\n".join(re.findall("//.*", source))
+    )
     yield from (f"no comment in {file} names ({number})" for number in sorted(expected - in_comments))
-    unknown = (in_comments | references(docstrings(source) if is_python else "")) - expected
+    unknown = (in_comments | references_in(file, docstrings(source) if is_python else "")) - expected
     yield from (f"{file} names ({number}), but the table does not" for number in sorted(unknown))
 
 
@@ -118,6 +128,26 @@ def test_a_missing_partner_is_seen(source, fault):
     found = list(faults_of_source("m/a.py", source, TINY))
     assert len(found) == 1
     assert fault in found[0]
+
+
+def readme_numbers():
+    """What the README says of speed and of learning, as it writes it, from the committed results."""
+    results = ROOT / "benchmarks" / "results"
+    for size in ("small", "wt2", "wt103"):
+        result = json.loads((results / f"training_step_{size}.json").read_text())
+        ours, torch, megabytes = result["ours"], result["torch"], result["ours"]["peak_rss_mb"]
+        yield (
+            f"| {ours['seconds']:.3f} s | {torch['seconds']:.3f} s | **{result['speedup']:.2f}×** "
+            f"| {result['memory_ratio']:.2f}× ({megabytes:,.0f} MB) | {result['peak_fraction']:.0%} |"
+        )
+    result = json.loads((results / "convergence.json").read_text())
+    difference, error = result["difference"], result["standard_error"]
+    yield f"The difference of the means is {difference:+.1f}, its standard error {error:.1f}."
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [numbers for numbers in readme_numbers() if numbers not in readme] == []
 
 
 def python_blocks(document):

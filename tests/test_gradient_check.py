@@ -74,6 +74,32 @@ def test_a_wrong_derivative_is_caught(slip, seed):
         check_backward(product(slip), [X, W], seed=seed)
 
 
+def test_the_input_with_the_wrong_gradient_is_named():
+    with pytest.raises(AssertionError, match=r"along one direction of input 1, of shape \(2, 3\), backward"):
+        check_backward(product("missing factor"), [X, W])
+
+
+@pytest.mark.parametrize("method", ["forward", "backward"])
+def test_a_function_that_writes_into_its_input_is_caught(method):
+    class Writes(Function):
+        def forward(self, x):
+            self.save(x)
+            return np.multiply(x, 2, out=x) if method == "forward" else 2 * x
+
+        def backward(self, dy):
+            if method == "backward":
+                self.saved[0][...] = 0
+            return 2 * dy
+
+    with pytest.raises(AssertionError, match="input 0 was changed by forward or backward"):
+        check_backward(lambda x: Writes().apply(x), [X.copy()])
+
+
+def test_one_gradient_for_each_output():
+    with pytest.raises(ValueError, match="grad_outputs must have .* each of the 2 outputs; got 1"):
+        check_backward(product("none"), [X, W], [np.ones((4, 2))])
+
+
 def test_a_large_gradient_does_not_hide_a_small_one():
     """One wrong element of W beside an x whose gradient is a million times larger."""
     slip = product("one wrong element")

@@ -210,7 +210,7 @@ def test_nothing_is_saved_in_no_backprop_mode():
     function = Kept()
     with no_backprop_mode():
         function.apply(variable(1.0))
-    with pytest.raises(AssertionError, match="kept"):
+    with pytest.raises(RuntimeError, match="kept"):
         _ = function.saved
 
 
@@ -272,7 +272,10 @@ def test_two_precisions_do_not_meet_unseen(mix):
 @pytest.mark.parametrize(
     ("returned", "message"),
     [((1.0,), "bad.backward must return one gradient or None for each of its 2 inputs; got 1"),
-     ((np.ones(3), None), r"a gradient of shape \(3,\) came for a variable of shape \(2,\)")],
+     ([np.ones(2)], "bad.backward must return one gradient or None for each of its 2 inputs; got 1"),
+     ((np.ones(3), None), r"bad.backward: .* input 0, x, must be an array \(2,\); got \(3,\); .*summed"),
+     ((np.ones(2), 1.0), r"of input 1, y, must be an array \(2,\); got a float"),
+     ((None, variable(1.0, 1.0)), r"of input 1, y, must be an array \(2,\); got a Variable")],
 )  # fmt: skip
 def test_a_function_that_returns_a_wrong_gradient_is_named(returned, message):
     class Bad(Function):
@@ -285,6 +288,44 @@ def test_a_function_that_returns_a_wrong_gradient_is_named(returned, message):
     z = Bad().apply(variable(1.0, 2.0), variable(3.0, 4.0))
     with pytest.raises(RuntimeError, match=message):
         z.backward(np.ones(2))
+
+
+@pytest.mark.parametrize("result", [1.0, [np.ones(2)], None])
+def test_a_forward_that_returns_no_array_is_named(result):
+    class Bad(Function):
+        def forward(self, x):
+            return result
+
+    with pytest.raises(TypeError, match=f"bad.forward must return an array .*; got {type(result).__name__}"):
+        Bad().apply(variable(1.0))
+
+
+def test_one_instance_is_applied_once():
+    class Double(Function):
+        def forward(self, x):
+            return 2 * x
+
+        def backward(self, dy):
+            return 2 * dy
+
+    double, x = Double(), variable(1.0)
+    y = double.apply(x)
+    with pytest.raises(RuntimeError, match="double: one instance is applied once"):
+        double.apply(y)
+    y.backward()
+    assert double.apply(x).data == 2.0  # the graph that it stood in is gone
+
+
+def test_what_was_not_saved_is_told():
+    class Forgetful(Function):
+        def forward(self, x):
+            return x
+
+        def backward(self, dy):
+            return dy * self.saved[0]
+
+    with pytest.raises(RuntimeError, match=r"forgetful: nothing is saved; forward must call self.save"):
+        Forgetful().apply(variable(1.0)).backward()
 
 
 @pytest.mark.parametrize("method", ["forward", "backward"])

@@ -9,7 +9,11 @@ import numpy as np
 
 
 def confusion_matrix(labels: np.ndarray, chosen: np.ndarray, num_classes: int) -> np.ndarray:
-    """int (classes, classes): texts of class [row] that were taken for class [column]."""
+    """int (classes, classes): texts of class [row] that were taken for class [column].
+
+    Args:
+        labels, chosen: (N), a class for each text.
+    """
     return np.bincount(labels * num_classes + chosen, minlength=num_classes**2).reshape(-1, num_classes)
 
 

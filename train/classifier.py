@@ -227,6 +227,9 @@ class Classifier:
     ) -> Variable:
         """Mean cross-entropy in nats; class weights (classes,) multiply each text's by its class's weight.
 
+        Args:
+            texts: ids (length) each. labels: (N), a class for each text.
+
         The mean is over the texts, not over their weights: a batch without the rare class weighs little.
         """
         logits = self.logits(texts, masks)
@@ -236,7 +239,7 @@ class Classifier:
         return -F.mean(chosen * class_weights[labels].astype(logits.dtype))
 
     def log_probs(self, texts: Sequence[np.ndarray], batch_size: int = 64) -> np.ndarray:
-        """log P(class) (number of texts, classes), float64; no dropout, texts of like length side by side."""
+        """log P(class) (N, classes), float64, of N texts; no dropout, texts of like length side by side."""
         result = np.empty((len(texts), len(self.config.classes)))
         by_length = np.argsort([-len(text) for text in texts], kind="stable")
         with no_backprop_mode(), evaluation_mode():

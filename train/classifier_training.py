@@ -95,6 +95,7 @@ class ClassifyConfig:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
+        """`features`, cut at its commas."""
         return tuple(name.strip() for name in self.features.split(","))
 
 

@@ -108,6 +108,7 @@ class Corpus:
             ) from None
 
     def close(self) -> None:
+        """Close the file; nothing can be read any more."""
         self._file.close()
 
     def __enter__(self) -> "Corpus":

@@ -74,9 +74,9 @@ class MasterWeights:
         halves, masters = self.half.flat_gradients, self.model.flat_gradients
         xp, factor = get_array_module(masters), masters.dtype.type(factor)
         if add:
-            masters += xp.multiply(halves, factor, dtype=masters.dtype)
+            masters += xp.multiply(halves, factor, dtype=masters.dtype)  # (75) of docs/lstm_backward.md
         else:
-            xp.multiply(halves, factor, out=masters, dtype=masters.dtype)
+            xp.multiply(halves, factor, out=masters, dtype=masters.dtype)  # (75)
 
 
 class LossScaler(ABC):
@@ -149,11 +149,11 @@ class Backoff(LossScaler):
     def _next_scale(self, finite: bool, largest: float) -> float:
         self.clean_steps = self.clean_steps + 1 if finite else 0
         if not finite:
-            return max(self.scale / 2, LOWEST_SCALE)
+            return max(self.scale / 2, LOWEST_SCALE)  # (76)
         if self.clean_steps < self.growth_steps:
             return self.scale
         self.clean_steps = 0
-        return min(self.scale * 2, self.HIGHEST_SCALE)
+        return min(self.scale * 2, self.HIGHEST_SCALE)  # (76)
 
     def state(self) -> State:
         state = super().state()

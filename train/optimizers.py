@@ -374,7 +374,9 @@ class Adam(Optimizer):
 
 
 def global_norm(flat: np.ndarray, threads: int | None = None) -> float:
-    """√(Σ flat²), rows of squares summed by BLAS, their sums exactly: equal bits for any number of threads.
+    """√(Σ flat²) of a 1-D array: rows of squares are summed by BLAS, their sums exactly.
+
+    The bits are equal for any number of threads.
 
     Not finite when any element is not, or when a float32 square overflows (an element beyond 1.8e19). On a
     GPU the squares are summed in double, in a fixed order, and the host waits for the result.
@@ -400,7 +402,7 @@ def _sums_of_squares(flat: np.ndarray) -> list[float]:
 
 
 def add_scaled(target: np.ndarray, source: np.ndarray, factor: float, threads: int | None = None) -> None:
-    """target += factor · source, both flat, piece by piece: on a CPU no array of their size is made."""
+    """target += factor · source, both 1-D, piece by piece: on a CPU no array of their size is made."""
     if get_array_module(target) is not np:
         target += source * target.dtype.type(factor)
         return

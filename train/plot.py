@@ -51,6 +51,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """Of its folder."""
         return self.path.resolve().name
 
     def column(self, key: str) -> np.ndarray:

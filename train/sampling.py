@@ -60,7 +60,7 @@ class Sampling:
 
 
 def check_log_probs(log_probs: np.ndarray) -> None:
-    """Raise an InputError unless all are numbers and one at least is above -inf."""
+    """Raise an InputError unless all of `log_probs` (V) are numbers and one at least is above -inf."""
     highest = log_probs.max()
     if not highest > -np.inf:  # so is a maximum that is not a number
         raise InputError(
@@ -70,7 +70,7 @@ def check_log_probs(log_probs: np.ndarray) -> None:
 
 
 def largest(values: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k largest of `values`, largest first; of equal ones those that stand first."""
+    """Indices (k) of the k largest of `values` (V), largest first; of equal ones those that stand first."""
     if k < len(values):
         least = np.partition(values, -k)[-k]
         above = np.flatnonzero(values > least)
@@ -82,7 +82,7 @@ def largest(values: np.ndarray, k: int) -> np.ndarray:
 
 
 def nucleus(log_weights: np.ndarray, p: float) -> np.ndarray:
-    """Indices of the fewest largest weights that make up at least `p` of their sum, largest first."""
+    """Indices of the fewest largest of exp(log_weights (V)) with at least `p` of their sum, largest first."""
     weights = np.exp(log_weights - log_weights.max())
     needed = p * weights.sum()
     # All words below the mean of what may be missing weigh less than that together: the nucleus has none of

@@ -54,6 +54,7 @@ class SplitFolder(Source):
         return [self.folder / pattern.format(split) for split in SPLITS]
 
     def paths(self) -> list[Path]:
+        """Where the three splits are, or would be."""
         return self._paths(self.pattern)
 
     def files(self) -> list[Path]:

@@ -148,7 +148,7 @@ class TrainingStep:
                 inputs[:, rows], targets[:, rows], part, own_masks
             )
             if factor != 1:
-                objective = objective * factor  # (2)
+                objective = objective * factor  # (2); (74) of docs/lstm_backward.md
             is_whole = self.masters is None and first + size == inputs.shape[1]
             objective.backward(on_complete=self._teller(mean) if is_whole else None)
             if self.masters:

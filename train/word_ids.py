@@ -45,7 +45,7 @@ class WordIds:
         return np.fromiter(map(self._ids.__getitem__, words), np.int32, count=len(words))
 
     def count(self, ids: np.ndarray) -> None:
-        """Count ids of the train split."""
+        """Count `ids` (N) of the train split."""
         counts = np.bincount(ids, minlength=len(self._ids))
         counts[: len(self._counts)] += self._counts
         self._counts = counts

@@ -10,6 +10,8 @@ from autograd.variable import Variable
 
 
 class Exp(Function):
+    """y = exp(x), elementwise; dx = dy · y."""
+
     def forward(self, x):
         y = get_array_module(x).exp(x)
         self.save(y)
@@ -21,6 +23,8 @@ class Exp(Function):
 
 
 class Log(Function):
+    """y = log x, elementwise; dx = dy / x."""
+
     def forward(self, x):
         self.save(x)
         return get_array_module(x).log(x)
@@ -31,6 +35,8 @@ class Log(Function):
 
 
 class Sigmoid(Function):
+    """y = 1 / (1 + exp(-x)), elementwise; dx = dy · y (1 - y)."""
+
     def forward(self, x):
         # 1 / (1 + exp(-x)) = (tanh(x/2) + 1) / 2, and tanh cannot overflow.
         y = get_array_module(x).tanh(x * 0.5) * 0.5 + 0.5
@@ -43,6 +49,8 @@ class Sigmoid(Function):
 
 
 class Tanh(Function):
+    """y = tanh x, elementwise; dx = dy · (1 - y²)."""
+
     def forward(self, x):
         y = get_array_module(x).tanh(x)
         self.save(y)
@@ -54,6 +62,8 @@ class Tanh(Function):
 
 
 class Relu(Function):
+    """y = max(x, 0), elementwise; dx = dy where x > 0, else 0."""
+
     def forward(self, x):
         y = get_array_module(x).maximum(x, 0)
         self.save(y)

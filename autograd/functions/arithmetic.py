@@ -35,6 +35,8 @@ def _in_precision_of(other: Any, value: Any) -> Any:
 
 
 class Add(Function):
+    """z = x + y with broadcasting; dx and dy are dz, summed over what was repeated."""
+
     def forward(self, x, y):
         return x + y
 
@@ -44,6 +46,8 @@ class Add(Function):
 
 
 class Subtract(Function):
+    """z = x - y with broadcasting; dx = dz, dy = -dz, summed over what was repeated."""
+
     def forward(self, x, y):
         return x - y
 
@@ -53,6 +57,8 @@ class Subtract(Function):
 
 
 class Multiply(Function):
+    """z = x · y elementwise with broadcasting; dx = dz · y, dy = dz · x, summed over what was repeated."""
+
     def forward(self, x, y):
         self.save(x, y)
         return x * y
@@ -65,6 +71,8 @@ class Multiply(Function):
 
 
 class Divide(Function):
+    """z = x / y with broadcasting; dx = dz / y, dy = -dz · x / y², summed over what was repeated."""
+
     def forward(self, x, y):
         self.save(x, y)
         return x / y
@@ -77,6 +85,8 @@ class Divide(Function):
 
 
 class Negate(Function):
+    """y = -x; dx = -dy."""
+
     def forward(self, x):
         return -x
 
@@ -85,6 +95,8 @@ class Negate(Function):
 
 
 class Power(Function):
+    """y = x^p, elementwise, p a number; dx = dy · p x^(p - 1)."""
+
     def __init__(self, exponent: float) -> None:
         self.exponent = float(exponent)  # a NumPy number would make float32 float64
 
@@ -120,7 +132,7 @@ def divide(x: Any, y: Any) -> Variable:
 
 
 def negate(x: Any) -> Variable:
-    """-x."""
+    """-x, elementwise."""
     return Negate().apply(x)
 
 

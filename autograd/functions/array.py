@@ -13,6 +13,8 @@ from autograd.variable import Variable, as_variable
 
 
 class Reshape(Function):
+    """The same numbers in another shape; dx is dy in x's own."""
+
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
 
@@ -24,6 +26,8 @@ class Reshape(Function):
 
 
 class Transpose(Function):
+    """Axes in another order; dx is dy with them in the order of before."""
+
     def __init__(self, axes: tuple[int, ...]) -> None:
         self.axes = axes
 
@@ -36,6 +40,8 @@ class Transpose(Function):
 
 
 class GetItem(Function):
+    """y = x[index]; dx is zero but for dy at the index, added up where it takes an element twice."""
+
     def __init__(self, index: Any) -> None:
         self.index = index
 
@@ -60,6 +66,8 @@ def _picks_each_once(index: Any) -> bool:
 
 
 class Concatenate(Function):
+    """Arrays joined along an axis; dy is cut where they were joined."""
+
     def __init__(self, axis: int) -> None:
         self.axis = axis
 
@@ -75,6 +83,8 @@ class Concatenate(Function):
 
 
 class Split(Function):
+    """An array cut into equal sections; their gradients are joined, zeros for one that nobody used."""
+
     def __init__(self, sections: int, axis: int) -> None:
         self.sections, self.axis = sections, axis
 
@@ -93,6 +103,8 @@ class Split(Function):
 
 
 class BroadcastTo(Function):
+    """x repeated to a shape; dx is dy summed over the repeats."""
+
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
 
@@ -104,6 +116,8 @@ class BroadcastTo(Function):
 
 
 class Cast(Function):
+    """x in another precision; dx is dy in x's own."""
+
     changes_dtype = True
 
     def __init__(self, dtype: Any) -> None:
@@ -122,13 +136,16 @@ def reshape(x: Any, shape: tuple[int, ...]) -> Variable:
 
 
 def transpose(x: Any, axes: Sequence[int] | None = None) -> Variable:
-    """Axes in another order; reversed if none is given."""
+    """The axes of x in the order `axes`, each named once; reversed if none is given."""
     ndim = as_variable(x).ndim
     return Transpose(tuple(reversed(range(ndim)) if axes is None else axes)).apply(x)
 
 
 def get_item(x: Any, index: Any) -> Variable:
-    """x[index] for integers, slices and integer arrays; elements taken twice get both gradients."""
+    """x[index], of the shape that NumPy gives it, for integers, slices and integer arrays.
+
+    Elements taken twice get both gradients.
+    """
     return GetItem(index).apply(x)
 
 
@@ -162,5 +179,5 @@ def broadcast_to(x: Any, shape: tuple[int, ...]) -> Variable:
 
 
 def cast(x: Any, dtype: Any) -> Variable:
-    """x in another floating-point dtype; the gradient comes back in x's own."""
+    """x in another floating-point dtype, elementwise; the gradient comes back in x's own."""
     return Cast(dtype).apply(x)

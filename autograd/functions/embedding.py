@@ -15,7 +15,7 @@ from autograd.variable import Variable, as_variable
 
 
 def as_ids(name: str, ids: Any) -> Variable:
-    """Ids as a constant of the graph.
+    """Ids, of any shape, as a constant of the graph.
 
     Raises:
         DtypeError: not integers.
@@ -27,7 +27,7 @@ def as_ids(name: str, ids: Any) -> Variable:
 
 
 def check_ids(name: str, ids: Any, size: int, lowest: int = 0) -> None:
-    """Raise an InputError unless all `ids` lie in [lowest, size).
+    """Raise an InputError unless all `ids`, of any shape, lie in [lowest, size).
 
     Ids on a GPU are not looked at, which would make the host wait for it: who sends them there checks them.
     """
@@ -44,6 +44,9 @@ def add_rows(target: Any, ids: Any, rows: Any) -> None:
     The ids are sorted and each run of equal ones summed by one reduction, which is several times faster
     than ufunc.at and, unlike atomics on a GPU, always adds in the same order. Runs of float16 rows are summed
     in float32 and rounded once, where they join the target.
+
+    Args:
+        target: (V, E), written to. ids: (N), each in [0, V). rows: (N, E).
     """
     if not ids.size:
         return
@@ -59,6 +62,8 @@ def add_rows(target: Any, ids: Any, rows: Any) -> None:
 
 
 class Embedding(Function):
+    """x_n = r · W[id_n]; dW[id_n] += r · dx_n, with r a factor of the word or 1."""
+
     def __init__(self, row_scale: Any = None) -> None:
         self.row_scale = row_scale
 

@@ -14,12 +14,15 @@ from autograd.variable import Variable
 
 
 def column_sums(x: Any) -> Any:
-    """Sum of the rows of a matrix; as a product with ones it runs at the speed of the memory."""
+    """The sum (O) of the rows of x (N, O); as a product with ones it runs at the speed of the memory."""
     return product(get_array_module(x).ones(len(x), x.dtype), x)
 
 
 def matmul_into(function: Function, index: int, x: Any, y: Any) -> Any:
-    """x @ y as (or added to) the gradient of a function's input `index`, in that gradient's own memory."""
+    """x @ y, (m, k) by (k, n), as the gradient of a function's input `index`, in that gradient's own memory.
+
+    Added to it where it is written already; None if nobody wants it.
+    """
     if not function.needs_grad(index):
         return None
     target, unwritten = function.grad_target(index, like=x)
@@ -27,6 +30,8 @@ def matmul_into(function: Function, index: int, x: Any, y: Any) -> Any:
 
 
 class Matmul(Function):
+    """z = x y, matrices in the last two axes; dx = dz yᵀ, dy = xᵀ dz, summed over broadcast axes."""
+
     def forward(self, x, y):
         if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
             raise ShapeError(f"matmul: shapes must be (…, m, k) and (…, k, n); got {x.shape} and {y.shape}")
@@ -41,6 +46,8 @@ class Matmul(Function):
 
 
 class Linear(Function):
+    """y = x Wᵀ + b; dx = dy W, dW = dyᵀ x, db = the sum of dy's rows."""
+
     def forward(self, x, W, *b):
         if x.ndim < 1 or W.ndim != 2 or x.shape[-1] != W.shape[1]:
             raise ShapeError(f"linear: x must be (…, I) and W (O, I); got {x.shape} and {W.shape}")

@@ -15,7 +15,7 @@ IGNORE = -1
 
 
 def log_softmax_array(logits: Any) -> Any:
-    """logits - log(sum(exp(logits))) over the last axis, on plain arrays, without overflow.
+    """logits (…, V) - log(sum(exp(logits))) over the last axis, on plain arrays, without overflow.
 
     Of float16 it is float32: float16 has three digits, too few for a log-probability of some -15.
     """
@@ -26,6 +26,8 @@ def log_softmax_array(logits: Any) -> Any:
 
 
 class LogSoftmax(Function):
+    """y = x - log Σ exp(x) over the last axis; dx = dy - softmax(x) · Σ dy."""
+
     is_sum = True
 
     def forward(self, x):
@@ -40,6 +42,8 @@ class LogSoftmax(Function):
 
 
 class SoftmaxCrossEntropy(Function):
+    """Mean of -log softmax(logits)[target]; dlogits = (softmax(logits) - [target]) / count."""
+
     is_sum = True
 
     def forward(self, logits, targets):
@@ -67,7 +71,7 @@ class SoftmaxCrossEntropy(Function):
 
 
 def log_softmax(x: Any) -> Variable:
-    """log of the softmax over the last axis; float32 of float16."""
+    """log of the softmax of x (…, V) over the last axis, of the same shape; float32 of float16."""
     return LogSoftmax().apply(x)
 
 

@@ -10,6 +10,8 @@ from autograd.variable import Variable
 
 
 class LayerNormalization(Function):
+    """gain · (x - mean) / deviation + shift over the last axis; both statistics depend on x."""
+
     def __init__(self, epsilon: float) -> None:
         self.epsilon = epsilon
 

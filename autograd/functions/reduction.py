@@ -12,6 +12,8 @@ Axes = int | tuple[int, ...] | None
 
 
 class Sum(Function):
+    """Sum over axes; dx is dy, repeated along them."""
+
     def __init__(self, axis: Axes, keepdims: bool) -> None:
         self.axis, self.keepdims = axis, keepdims
 
@@ -23,6 +25,8 @@ class Sum(Function):
 
 
 class Mean(Function):
+    """Mean over axes; dx is dy / count, repeated along them."""
+
     def __init__(self, axis: Axes, keepdims: bool) -> None:
         self.axis, self.keepdims = axis, keepdims
 
