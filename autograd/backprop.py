@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from autograd.anomaly import check_backward, check_sum
 from autograd.backend import get_array_module
 from autograd.errors import ShapeError
 from autograd.function import Function
+from autograd.mode import is_detecting_anomaly
 from autograd.profile import function_span
 from autograd.variable import Node, Variable
 
@@ -33,12 +35,18 @@ def backward(root: Variable, gradient: Any = None, retain_graph: bool = False) -
     waiting = _count_uses(root.creator)
     gradients: dict[Node, Any] = {root.node: gradient}
     ready = [root.creator]
+    detecting = is_detecting_anomaly()
     while ready:
         function = ready.pop()
         function.begin_backward(retain_graph)
-        for node, grad in _input_gradients(function, gradients):
+        grads = _input_gradients(function, gradients)
+        if detecting:
+            check_backward(function, grads)
+        for node, grad in grads:
             if grad is not None:
-                _deliver(node, grad, gradients)
+                total = _deliver(node, grad, gradients)
+                if detecting and total is not None:
+                    check_sum(function, node, total)
             if node.creator is not None:
                 waiting[node.creator] -= 1
                 if waiting[node.creator] == 0:
@@ -100,19 +108,21 @@ def _input_gradients(function: Function, gradients: dict[Node, Any]) -> list[tup
     return [(node, grad) for node, grad in zip(function.inputs, grads, strict=True) if node.requires_grad]
 
 
-def _deliver(node: Node, grad: Any, gradients: dict[Node, Any]) -> None:
-    """Add a gradient to a leaf's own, or to what waits for the function that made the node."""
+def _deliver(node: Node, grad: Any, gradients: dict[Node, Any]) -> Any:
+    """Add a gradient to a leaf's own, or to what waits for the function that made the node; the sum."""
     if grad.shape != node.shape:
         raise RuntimeError(
             f"backward: a gradient of shape {grad.shape} came for a variable of shape {node.shape}"
         )
     if node.creator is None:
-        if node.owner is not None:
-            node.owner.accumulate_grad(grad)
-    elif node in gradients:
-        gradients[node] = gradients[node] + grad  # not in place: the first may be somebody else's too
-    else:
-        gradients[node] = grad
+        owner = node.owner
+        if owner is None:
+            return None
+        owner.accumulate_grad(grad)
+        return owner.grad
+    # Not in place: the first may be somebody else's too.
+    gradients[node] = gradients[node] + grad if node in gradients else grad
+    return gradients[node]
 
 
 def _keep_gradients(function: Function, gradients: dict[Node, Any]) -> None:
