@@ -35,11 +35,13 @@ class Communicator(ABC):
     Attributes:
         rank, size: this process's number among all, and how many there are.
         local_rank: its number among those on its node; chooses its GPU.
+        calls: collective calls that it has entered: who waits for the others is one ahead of them.
     """
 
     rank: int
     size: int
     local_rank: int
+    calls: int = 0
 
     @property
     def is_root(self) -> bool:
@@ -127,17 +129,17 @@ class MPI(Communicator):
     def allreduce_mean_(self, flat: np.ndarray) -> None:
         _check_floating(flat)
         for bucket in _buckets(flat):
-            self._world.Iallreduce(self._mpi.IN_PLACE, bucket, op=self._mpi.SUM).Wait()
+            self._complete(self._world.Iallreduce(self._mpi.IN_PLACE, bucket, op=self._mpi.SUM))
             bucket /= self.size
 
     def allreduce_sum(self, values: ArrayLike) -> np.ndarray:
         total = np.array(values, np.float64)
-        self._world.Iallreduce(self._mpi.IN_PLACE, total, op=self._mpi.SUM).Wait()
+        self._complete(self._world.Iallreduce(self._mpi.IN_PLACE, total, op=self._mpi.SUM))
         return total
 
     def broadcast_(self, array: np.ndarray) -> None:
         for bucket in _buckets(_bytes_of(array)):
-            self._world.Ibcast(bucket, root=0).Wait()
+            self._complete(self._world.Ibcast(bucket, root=0))
 
     def broadcast_json(self, value: Any = None) -> Any:
         self.barrier()  # the others often wait here for the root's work
@@ -169,15 +171,21 @@ class MPI(Communicator):
         kind = repr((rows.dtype.str, rows.shape[1:]))
         own = np.array([len(rows), zlib.crc32(kind.encode())], np.int64)
         headers = np.empty((self.size, 2), np.int64)
-        self._world.Iallgather(own, headers).Wait()
+        self._complete(self._world.Iallgather(own, headers))
         if np.any(headers[:, 1] != own[1]):
             raise ValueError(
                 f"gather_rows: type and shape of a row must be the same on all ranks; here {kind}"
             )
         return headers[:, 0].tolist()
 
+    def _complete(self, request: Any) -> None:
+        """Wait for a collective that was started."""
+        self.calls += 1
+        request.Wait()
+
     def barrier(self) -> None:
         request = self._world.Ibarrier()
+        self.calls += 1
         pause = 1e-6
         while not request.Test():
             time.sleep(pause)

@@ -34,6 +34,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.result = self.path / "result.json"
         self.plot = self.path / "plot.png"
+        self.signs = self.path / "ranks"  # of life, while a run on many ranks goes on
         self.trace = self.path / "trace.json"
 
     def checkpoint(self, which: str) -> Path:
@@ -120,6 +121,8 @@ class Position:
     tokens: int = 0  # targets trained on, over all ranks
     loss_sum: float = 0.0  # of the steps since the last row of metrics.jsonl,
     loss_steps: int = 0  # and how many those are
+    skipped_steps: int = 0  # windows that made no update: their loss or gradient was not finite,
+    bad_steps: int = 0  # and how many of those came last, one after the other
     seconds: float = 0.0  # spent in training, over all resumptions
     best: dict[str, Any] | None = None  # the evaluation with the lowest validation loss, and its step
 
@@ -127,7 +130,7 @@ class Position:
     def of(path: Path, facts: dict[str, Any]) -> Position:
         """The position that the checkpoint at `path` holds; InputError if it is not this version's."""
         saved = facts.get("position", {})
-        missing, foreign = _OWN - saved.keys(), saved.keys() - _OWN
+        missing, foreign = _OWN - _ADDED - saved.keys(), saved.keys() - _OWN
         if missing or foreign:
             differing = [f"lacks {name}" for name in sorted(missing)]
             differing += [f"has {name}" for name in sorted(foreign)]
@@ -151,6 +154,7 @@ _ARCHITECTURE = (
     "last_hidden_size", "tied_weights", "layer_norm", "layer_norm_epsilon", "residual",
 )  # fmt: skip
 _OWN = {field.name for field in dataclasses.fields(Position)}
+_ADDED = {"skipped_steps", "bad_steps"}  # checkpoints from before there were these lack them: none was
 
 
 def save_run(

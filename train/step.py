@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autograd import detect_anomaly
 from autograd.profile import span
 from minilstm import LanguageModel, MaskStream, detach
 from minilstm.language_model import State
@@ -43,6 +44,7 @@ class TrainingStep:
             belong to rows of the whole batch: the update is that of the undivided batch, to rounding.
         l2_tied: adds ½ · l2_tied · ‖W‖² of the tied matrix to what is minimised, by its gradient l2_tied · W,
             which is clipped with the rest; the loss that is returned is without it.
+        check_values: raise an AnomalyError that names where the first value arose that is not finite.
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class TrainingStep:
         clip_norm: float = 0.0,
         accumulate: int = 1,
         l2_tied: float = 0.0,
+        check_values: bool = False,
     ) -> None:
         self.model, self.optimizer, self.communicator = model, optimizer, communicator
         self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
+        self.check_values = check_values
 
     @np.errstate(all="ignore")  # a run that diverges is told of by its loss and its norm
     def __call__(
@@ -68,7 +72,8 @@ class TrainingStep:
     ) -> StepResult:
         """inputs, targets: int (T, rows of this rank). Every rank updates alike, or none does."""
         self.model.zero_grads()
-        loss, new_state = self._backward(inputs, targets, state, masks)
+        with detect_anomaly(self.check_values):
+            loss, new_state = self._backward(inputs, targets, state, masks)
         gradients = self.model.flat_gradients
         with span("allreduce"):
             self.communicator.allreduce_mean_(gradients)
@@ -103,6 +108,24 @@ class TrainingStep:
             losses.append(loss.item())
             states.append(detach(new_state))
         return sum(losses) / len(losses), _joined(states)
+
+
+def finite_state(new: State, old: State | None) -> State:
+    """The state to carry on after a step that was skipped: rows that are not finite are as they were before.
+
+    Args:
+        new: what the step left, (h, c) of shapes (B, H) per layer.
+        old: what it began with; None: zeros. Each row decides for itself, in all layers at once, so that it
+            does not matter how the rows are dealt out among ranks.
+    """
+    bad = ~np.all([np.isfinite(part).all(axis=1) for pair in new for part in pair], axis=0)
+    if not bad.any():
+        return new
+    before = [(np.zeros_like(h), np.zeros_like(c)) for h, c in new] if old is None else old
+    for pair, pair_before in zip(new, before, strict=True):
+        for part, part_before in zip(pair, pair_before, strict=True):
+            part[bad] = part_before[bad]
+    return new
 
 
 def _joined(states: list[State]) -> State:

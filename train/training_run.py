@@ -13,6 +13,7 @@ import numpy as np
 from autograd.errors import InputError
 from autograd.profile import span, spans_of
 from minilstm import LanguageModel, MaskStream
+from train.agreement import check_agreement
 from train.batches import Batches, RankRows, Windows
 from train.checkpoint import load_checkpoint
 from train.clock import Clock
@@ -27,6 +28,7 @@ from train.log import TrainingDisplay, duration, format_perplexity
 from train.metrics import MetricsLog, read_metrics
 from train.optimizers import NTASGD, SGD, Adam, Optimizer
 from train.profile import DATA, STEP, StepProfile
+from train.rank_watch import RankWatch, last_signs
 from train.run_folder import (
     BEST,
     LATEST,
@@ -38,7 +40,7 @@ from train.run_folder import (
     save_run,
 )
 from train.schedules import make_schedule
-from train.step import StepResult, TrainingStep
+from train.step import StepResult, TrainingStep, finite_state
 
 
 class TrainingRun:
@@ -76,10 +78,23 @@ class TrainingRun:
         self.model = LanguageModel(config.model_config(len(corpus.vocabulary)), seed=train.seed)
         self.optimizer = make_optimizer(self.model, train)
         self.step = TrainingStep(
-            self.model, self.optimizer, communicator, train.clip_norm, train.accumulate, train.l2_tied
+            self.model,
+            self.optimizer,
+            communicator,
+            train.clip_norm,
+            train.accumulate,
+            train.l2_tied,
+            train.detect_anomaly,
         )
         self.profile = StepProfile(profile_steps, communicator, folder.trace)
         self.position = Position()
+        self.watch = RankWatch(
+            folder.signs,
+            communicator,
+            train.rank_timeout,
+            train.stall_timeout,
+            advice=f"--resume goes on from the last checkpoint of {folder.path}",
+        )
         self.state: Any = None
 
     def begin(self, resume: bool) -> None:
@@ -101,8 +116,20 @@ class TrainingRun:
             )
         if resume and root:
             self.folder.update(self.config, self.corpus.vocabulary)
+            for sign in last_signs(self.folder.signs):
+                print(f"the ranks before did not end well: {sign}, last seen after step {sign.step:,}")
             print(f"going on after step {self.position.step:,} of {self.total_steps:,}", flush=True)
-        self.communicator.barrier()
+        self._check_agreement()
+
+    def _check_agreement(self) -> None:
+        """Stop unless all ranks hold the same weights, words and knobs, and stand at the same step."""
+        facts = {
+            "weights": self.model.flat_parameters,
+            "words": self.corpus.fingerprint,
+            "knobs": self.config.to_dict(),
+            "position": [self.position.step, self.position.epoch, self.position.window],
+        }
+        check_agreement(self.communicator, f"after step {self.position.step:,}", facts)
 
     def _streams(self) -> dict[str, Any]:
         train = self.train_config
@@ -134,8 +161,13 @@ class TrainingRun:
                     with span(STEP):
                         result = self.step(inputs, targets, self.state, masks, learning_rate)
                     self._advance(result, targets.shape[0] * self.train_config.batch_size)
-                    self._log(result, learning_rate)
-                    self._evaluate_and_save()
+                    if result.is_finite:
+                        self._log(result, learning_rate)
+                    self._evaluate_and_save(result.is_finite)
+                    self.watch.step = position.step
+                    every = self.train_config.check_ranks_every
+                    if every and position.step % every == 0:
+                        self._check_agreement()
                     self._show(self.profile.after_step())
                     if position.step == self.total_steps:
                         break
@@ -146,16 +178,35 @@ class TrainingRun:
             self.display.message(message)
 
     def _advance(self, result: StepResult, tokens: int) -> None:
-        """Count the step; at the end of an epoch the streams start again, and so does the state."""
+        """Count the step; at the end of an epoch the streams start again, and so does the state.
+
+        A window whose loss or gradient is not finite made no update: it is passed over and counted apart.
+        """
         position = self.position
-        if not result.is_finite:
-            raise self._diverged(result)
-        self.state = result.state if self.train_config.carry_state else None
-        position.step, position.window = position.step + 1, position.window + 1
-        position.tokens += tokens
-        position.loss_sum, position.loss_steps = position.loss_sum + result.loss, position.loss_steps + 1
+        state = result.state
+        if result.is_finite:
+            position.step, position.tokens = position.step + 1, position.tokens + tokens
+            position.loss_sum, position.loss_steps = position.loss_sum + result.loss, position.loss_steps + 1
+            position.bad_steps = 0
+        else:
+            self._skip(result)
+            state = finite_state(state, self.state)
+        self.state = state if self.train_config.carry_state else None
+        position.window += 1
         if position.window == self.batches.num_windows(position.epoch):
             position.epoch, position.window, self.state = position.epoch + 1, 0, None
+
+    def _skip(self, result: StepResult) -> None:
+        """Count a step without an update; too many of them in a row end the run."""
+        position = self.position
+        position.skipped_steps, position.bad_steps = position.skipped_steps + 1, position.bad_steps + 1
+        if position.bad_steps >= self.train_config.max_bad_steps:
+            raise self._diverged(result)
+        self.display.message(
+            f"no update after step {position.step:,}: loss {result.loss:.4g}, gradient norm "
+            f"{result.grad_norm:.4g}; skipped {position.skipped_steps:,} so far, "
+            f"{position.bad_steps} in a row of at most {self.train_config.max_bad_steps}"
+        )
 
     def _diverged(self, result: StepResult) -> InputError:
         latest, clipped = self.folder.checkpoint(LATEST), self.train_config.clip_norm > 0
@@ -164,8 +215,9 @@ class TrainingRun:
             "lower learning_rate or clip_norm" if clipped else "--set clip_norm=0.25, or lower learning_rate"
         )
         return InputError(
-            f"training diverged at step {self.position.step + 1}: loss {result.loss}, "
-            f"gradient norm {result.grad_norm}; {kept}{advice}"
+            f"training diverged at step {self.position.step + 1}: {self.position.bad_steps} windows in a row "
+            f"gave no update, the last one loss {result.loss}, gradient norm {result.grad_norm}; {kept}"
+            f"{advice}; --detect-anomaly names the first value that is not finite"
         )
 
     def _log(self, result: StepResult, learning_rate: float) -> None:
@@ -184,21 +236,26 @@ class TrainingRun:
             "perplexity": math.exp(min(loss, 700.0)),
             "learning_rate": learning_rate,
             "grad_norm": result.grad_norm,
+            "skipped_steps": position.skipped_steps,
             "tokens_per_second": self.clock.tokens_per_second(position.tokens),
             "seconds": self.clock.seconds(),
         }
         self.metrics.write(row)
         self.display.update(row)
 
-    def _evaluate_and_save(self) -> None:
+    def _evaluate_and_save(self, updated: bool = True) -> None:
+        """What is due after a window; where it made no update, what was due at its step has been done."""
         position, train = self.position, self.train_config
         last = position.step == self.total_steps
         every = train.evaluate_every
-        scheduled = position.step % every == 0 if every else position.window == 0
-        save_now = last or scheduled or (train.save_every and position.step % train.save_every == 0)
+        scheduled = updated and position.step % every == 0 if every else position.window == 0
+        save_now = (
+            last or scheduled or (train.save_every and updated and position.step % train.save_every == 0)
+        )
         if not save_now:
             return
         with self.clock.paused():
+            self._check_agreement()  # nothing is kept of ranks that have drifted apart
             if last or scheduled:
                 self._validate(scheduled)
             self._save(LATEST)

@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         config = config.with_vocab_size(len(corpus.vocabulary))
         run = TrainingRun(config, folder, corpus, communicator, rows, profile_steps=args.profile or 0)
         run.begin(resume=args.resume)
-        run.train()
-        run.finish()
+        with run.watch:
+            run.train()
+            run.finish()
     return 0
 
 
