@@ -11,12 +11,13 @@ PY := $(VENV)/bin/python
 EXTRAS_train := mpi,plot
 EXTRAS_test := dev
 
-.PHONY: help train test bench clean
+.PHONY: help train test bench fuzz clean
 
 help:
 	@echo "make train   train a small model on python-docs with $(RANKS) ranks, plot it, let it write a text"
 	@echo "make test    lint, type check, tests"
 	@echo "make bench   the short benchmarks; rewrites docs/performance.md"
+	@echo "make fuzz    throw broken and hostile files at every loader, SECONDS=60 for each"
 	@echo "make clean   remove what make made, but for data/ and runs/"
 
 train: $(VENV)/installed-train
@@ -32,6 +33,12 @@ test: $(VENV)/installed-test
 # Against PyTorch where it is installed: `.venv/bin/python -m pip install torch` puts it there.
 bench: $(VENV)/installed-train
 	$(PY) -m benchmarks.performance --short
+
+# Every loader of a file in a process of its own; what is found stays in fuzz/.
+SECONDS ?= 60
+EXTRAS_fuzz := dev,fuzz
+fuzz: $(VENV)/installed-fuzz
+	$(PY) tests/fuzz.py --seconds $(SECONDS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
