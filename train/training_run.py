@@ -163,7 +163,7 @@ class TrainingRun:
                     self._advance(result, targets.shape[0] * self.train_config.batch_size)
                     if result.is_finite:
                         self._log(result, learning_rate)
-                    self._evaluate_and_save(result.is_finite)
+                    self._evaluate_and_save()
                     self.watch.step = position.step
                     every = self.train_config.check_ranks_every
                     if every and position.step % every == 0:
@@ -243,9 +243,10 @@ class TrainingRun:
         self.metrics.write(row)
         self.display.update(row)
 
-    def _evaluate_and_save(self, updated: bool = True) -> None:
+    def _evaluate_and_save(self) -> None:
         """What is due after a window; where it made no update, what was due at its step has been done."""
         position, train = self.position, self.train_config
+        updated = position.bad_steps == 0
         last = position.step == self.total_steps
         every = train.evaluate_every
         scheduled = updated and position.step % every == 0 if every else position.window == 0
