@@ -14,7 +14,7 @@ EXTRAS_train := mpi,plot
 EXTRAS_test := dev
 EXTRAS_docs := docs
 
-.PHONY: help train test chaos soak bench docs clean
+.PHONY: help train test chaos soak fuzz bench docs clean
 
 help:
 	@echo "make train   train a small model on python-docs with $(RANKS) ranks, plot it, let it write a text"
@@ -23,6 +23,7 @@ help:
 	@echo "make soak    train for $(MINUTES) minutes under kills, and watch the memory"
 	@echo "make bench   the short benchmarks; rewrites docs/performance.md"
 	@echo "make docs    the site, into site/; runs the lessons"
+	@echo "make fuzz    throw broken and hostile files at every loader, SECONDS=60 for each"
 	@echo "make clean   remove what make made, but for data/ and runs/"
 
 train: $(VENV)/installed-train
@@ -49,6 +50,12 @@ bench: $(VENV)/installed-train
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 	@echo "site/index.html"
+
+# Every loader of a file in a process of its own; what is found stays in fuzz/.
+SECONDS ?= 60
+EXTRAS_fuzz := dev,fuzz
+fuzz: $(VENV)/installed-fuzz
+	$(PY) tests/fuzz.py --seconds $(SECONDS)
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -12,12 +12,12 @@ Read in this order: `variable`, `function`, `backprop`, then any file of `functi
 """
 
 from autograd import functions
-from autograd.errors import DeviceError, DtypeError, InputError, ShapeError
+from autograd.errors import AnomalyError, DeviceError, DtypeError, InputError, ShapeError
 from autograd.function import Function
-from autograd.mode import evaluation_mode, is_training, no_backprop_mode
+from autograd.mode import detect_anomaly, evaluation_mode, is_training, no_backprop_mode
 from autograd.variable import Parameter, Variable
 
 __all__ = [
-    "DeviceError", "DtypeError", "Function", "InputError", "Parameter", "ShapeError", "Variable",
-    "evaluation_mode", "functions", "is_training", "no_backprop_mode",
+    "AnomalyError", "DeviceError", "DtypeError", "Function", "InputError", "Parameter", "ShapeError",
+    "Variable", "detect_anomaly", "evaluation_mode", "functions", "is_training", "no_backprop_mode",
 ]  # fmt: skip

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from autograd.anomaly import check_backward, check_sum
 from autograd.backend import get_array_module
 from autograd.errors import ShapeError
 from autograd.function import Function
+from autograd.mode import is_detecting_anomaly
 from autograd.profile import function_span
 from autograd.variable import Node, Variable
 
@@ -42,12 +44,18 @@ def backward(
     leaves = _count_leaf_uses(waiting) if on_complete else {}
     gradients: dict[Node, Any] = {root.node: gradient}
     ready = [root.creator]
+    detecting = is_detecting_anomaly()
     while ready:
         function = ready.pop()
         function.begin_backward(retain_graph)
-        for node, grad in _input_gradients(function, gradients):
+        grads = _input_gradients(function, gradients)
+        if detecting:
+            check_backward(function, grads)
+        for node, grad in grads:
             if grad is not None:
-                _deliver(node, grad, gradients)
+                total = _deliver(node, grad, gradients)
+                if detecting and total is not None:
+                    check_sum(function, node, total)
             if node in leaves and on_complete:
                 leaves[node] -= 1
                 if leaves[node] == 0 and node.owner is not None:
@@ -139,15 +147,17 @@ def _check_gradient(function: Function, index: int, shape: tuple[int, ...], grad
     )
 
 
-def _deliver(node: Node, grad: Any, gradients: dict[Node, Any]) -> None:
-    """Add a gradient to a leaf's own, or to what waits for the function that made the node."""
+def _deliver(node: Node, grad: Any, gradients: dict[Node, Any]) -> Any:
+    """Add a gradient to a leaf's own, or to what waits for the function that made the node; the sum."""
     if node.creator is None:
-        if node.owner is not None:
-            node.owner.accumulate_grad(grad)
-    elif node in gradients:
-        gradients[node] = gradients[node] + grad  # not in place: the first may be somebody else's too
-    else:
-        gradients[node] = grad
+        owner = node.owner
+        if owner is None:
+            return None
+        owner.accumulate_grad(grad)
+        return owner.grad
+    # Not in place: the first may be somebody else's too.
+    gradients[node] = gradients[node] + grad if node in gradients else grad
+    return gradients[node]
 
 
 def _keep_gradients(function: Function, gradients: dict[Node, Any]) -> None:

@@ -13,5 +13,9 @@ class DtypeError(InputError):
     """An array of the wrong kind of number: float targets, integer weights."""
 
 
+class AnomalyError(InputError):
+    """A value that is not finite, inside `detect_anomaly`."""
+
+
 class DeviceError(InputError):
     """A device that was asked for and is not there."""

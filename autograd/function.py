@@ -9,9 +9,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from autograd.anomaly import check_forward
 from autograd.backend import accumulation_dtype, get_array_module
 from autograd.errors import DtypeError, ShapeError
-from autograd.mode import is_backprop_enabled
+from autograd.mode import is_backprop_enabled, is_detecting_anomaly
 from autograd.profile import function_span
 from autograd.variable import Node, Variable, as_variable
 
@@ -71,6 +72,8 @@ class Function:
             result = self.forward(*(variable.data for variable in variables))
         arrays = result if isinstance(result, tuple) else (result,)
         self._check_results(variables, arrays)
+        if is_detecting_anomaly():
+            check_forward(self, variables, arrays)
         records = is_backprop_enabled() and any(variable.requires_grad for variable in variables)
         outputs = tuple(self._output(array, records) for array in arrays)
         if records:

@@ -14,7 +14,8 @@ class Behaviour:
 
     content: bytes = CONTENT
     cut_after: int | None = None  # bytes of one answer, then the connection is closed
-    announce: int | None = None  # Content-Length, if not the true one
+    announce: int | str | None = None  # Content-Length, if not the true one
+    redirect: str | None = None  # answer with status 302 and this as Location
     knows_ranges: bool = True
     shift_ranges: int = 0  # answer with another range than was asked for
     answers: int | None = None  # so many requests are answered, the later ones with status 503
@@ -30,6 +31,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         does.ranges.append(asked)
         if does.answers is not None and len(does.ranges) > does.answers:
             self.send_error(503)
+            return
+        if does.redirect is not None and self.path == "/file.zip":
+            self.send_response(302)
+            self.send_header("Location", does.redirect)
+            self.end_headers()
             return
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and does.knows_ranges else 0
         if start >= len(does.content):

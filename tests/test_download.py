@@ -90,6 +90,36 @@ def test_a_wrong_md5_leaves_nothing(server, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "location",
+    ["file:///etc/hostname", "/file.zip", "http://[", "http://127.0.0.1:1/x", "data:,abc"],
+)
+def test_a_redirection_to_anything_but_a_web_page_is_not_followed(server, tmp_path, location):
+    """Nor is one that leads to itself."""
+    server.behaviour.redirect = location
+    with pytest.raises(InputError, match="no mirror could give it"):
+        fetch(server, tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_where_a_redirection_leads_the_checksum_decides(server, tmp_path):
+    server.behaviour.redirect = server.url.replace("file.zip", "other.zip")
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    server.behaviour.content = b"something else"
+    (tmp_path / "file.zip").unlink()
+    with pytest.raises(InputError, match="expected md5"):
+        fetch(server, tmp_path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("length", ["many", "9" * 5000, "-1"])
+def test_a_length_that_is_none_is_one_line(server, tmp_path, length):
+    server.behaviour.announce = length
+    server.behaviour.content = b"something else"
+    with pytest.raises(InputError, match="no mirror could give it"):
+        fetch(server, tmp_path)
+
+
 def test_the_next_mirror_is_tried(server, tmp_path):
     nobody = "http://127.0.0.1:1/file.zip"
     path = download([nobody, server.url], tmp_path / "file.zip", md5=md5(CONTENT), timeout=5)

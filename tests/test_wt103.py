@@ -121,7 +121,7 @@ def test_what_a_run_writes(finished):
     train_rows = [row for row in rows if row["kind"] == "train"]
     assert set(train_rows[0]) == {
         "kind", "step", "tokens", "epoch", "loss", "perplexity", "learning_rate", "grad_norm",
-        "tokens_per_second", "seconds",
+        "skipped_steps", "tokens_per_second", "seconds",
     }  # fmt: skip
     assert [row["step"] for row in train_rows] == list(range(1, 41))
     assert train_rows[0]["tokens"] == TINY["batch_size"] * TINY["window"]

@@ -69,14 +69,23 @@ def checked(name: str, value: Any, kind: Any) -> Any:
     plain, choices = plain_type(kind), choices_of(kind)
     if choices:
         if not (isinstance(value, str) and value in choices):
-            raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+            raise InputError(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")
         return value
     rules = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
     converted = _converted(value, plain)
     if not (_is_a(converted, plain) and all(rule.accepts(converted) for rule in rules)):
         expected = rules[0].expected if rules else _PLAIN[plain]
-        raise InputError(f"{name} must be {expected}; got {value!r}")
+        raise InputError(f"{name} must be {expected}; got {shown(value)}")
     return converted
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut short: a file may hold a number of a million digits."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer too long for Python to write out; lists in lists
+        return f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _converted(value: Any, plain: Any) -> Any:

@@ -44,11 +44,13 @@ class Communicator(ABC):
     Attributes:
         rank, size: this process's number among all, and how many there are.
         local_rank: its number among those on its node; chooses its GPU.
+        calls: collective calls that it has entered: who waits for the others is one ahead of them.
     """
 
     rank: int
     size: int
     local_rank: int
+    calls: int = 0
 
     @property
     def is_root(self) -> bool:
@@ -171,7 +173,7 @@ class MPI(Communicator):
 
     def begin_mean(self, flat: Any) -> OverlappedMean:
         _check_floating(flat)
-        return OverlappedMean(self._exchange, flat, BUCKET_BYTES)
+        return OverlappedMean(self._exchange, flat, BUCKET_BYTES, self._count_call)
 
     def use_device(self, device: Any, half: bool = False) -> str | None:
         kind = "float16, divided before it is summed" if half else "float32"
@@ -220,12 +222,12 @@ class MPI(Communicator):
 
     def allreduce_sum(self, values: ArrayLike) -> np.ndarray:
         total = np.array(values, np.float64)
-        self._world.Iallreduce(self._mpi.IN_PLACE, total, op=self._mpi.SUM).Wait()
+        self._complete(self._world.Iallreduce(self._mpi.IN_PLACE, total, op=self._mpi.SUM))
         return total
 
     def broadcast_(self, array: np.ndarray) -> None:
         for bucket in _buckets(_bytes_of(array)):
-            self._world.Ibcast(bucket, root=0).Wait()
+            self._complete(self._world.Ibcast(bucket, root=0))
 
     def broadcast_json(self, value: Any = None) -> Any:
         self.barrier()  # the others often wait here for the root's work
@@ -257,15 +259,24 @@ class MPI(Communicator):
         kind = repr((rows.dtype.str, rows.shape[1:]))
         own = np.array([len(rows), zlib.crc32(kind.encode())], np.int64)
         headers = np.empty((self.size, 2), np.int64)
-        self._world.Iallgather(own, headers).Wait()
+        self._complete(self._world.Iallgather(own, headers))
         if np.any(headers[:, 1] != own[1]):
             raise ValueError(
                 f"gather_rows: type and shape of a row must be the same on all ranks; here {kind}"
             )
         return headers[:, 0].tolist()
 
+    def _complete(self, request: Any) -> None:
+        """Wait for a collective that was started."""
+        self._count_call()
+        request.Wait()
+
+    def _count_call(self) -> None:
+        self.calls += 1
+
     def barrier(self) -> None:
         request = self._world.Ibarrier()
+        self.calls += 1
         pause = 1e-6
         while not request.Test():
             time.sleep(pause)

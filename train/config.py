@@ -29,6 +29,7 @@ from train.checked_types import (
     Sections,
     Seed,
     checked,
+    shown,
 )
 from train.nearest import nearest
 
@@ -80,6 +81,8 @@ class TrainConfig:
     nonmono: Count = 5  # NT-ASGD: averages once a validation is worse than the best before the last n
     weight_decay: AtLeastZero = 0.0  # decoupled: W ← W − learning rate · weight_decay · W
     l2_tied: AtLeastZero = 0.0  # ½ · this · ‖W‖² of the tied matrix is minimised too; not in the printed loss
+    max_bad_steps: Count = 10  # steps in a row without a finite gradient that end the run; fewer are skipped
+    detect_anomaly: bool = False  # name where the first value arose that is not finite; slower
     clip_norm: AtLeastZero = 0.25  # ceiling of the gradient's global norm; 0: no clipping
 
     schedule: Literal["fixed", "step", "exponential", "cosine", "inverse_sqrt"] = "fixed"
@@ -96,6 +99,12 @@ class TrainConfig:
     log_every: Count = 10  # updates per row of metrics.jsonl and refresh of the display
     save_every: CountOrOff = 0  # updates between checkpoints; 0: whenever the run validates
     keep_checkpoints: Count = 2  # newest checkpoints that stay, beside the best: should one be damaged
+
+    rank_timeout: AtLeastZero = 20.0  # seconds without a sign of life after which a rank is dead; 0: no watch
+    stall_timeout: AtLeastZero = 1800.0  # seconds in which no rank gets on that end the run; 0: any
+    check_ranks_every: CountOrOff = (
+        500  # updates between checks that ranks hold equal weights; 0: when saving
+    )
 
     seed: Seed = 0  # of the initial weights, of every dropout mask and of every window
     device: Literal["cpu", "cuda"] = "cpu"
@@ -282,7 +291,7 @@ def checked_sections(sections: dict[str, Any], where: str) -> Sections:
                 raise InputError(f"{where}: {name} stands outside [model] and [train]; move it into one")
             raise InputError(f"{where}: unknown section [{name}]; expected [model] or [train]")
         if not isinstance(values, dict):
-            raise InputError(f"{where}: {name} must be a section of keys; got {values!r}")
+            raise InputError(f"{where}: {name} must be a section of keys; got {shown(values)}")
     return {name: _checked_section(name, sections.get(name, {}), where) for name in SECTIONS}
 
 

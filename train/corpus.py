@@ -11,6 +11,7 @@
     counts               int64 (V,): how often each word stands in the train split
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,6 +31,8 @@ SPLITS = ("train", "valid", "test")
 UNK = "<unk>"
 EOS = "<eos>"
 
+_DATASETS = (*SPLITS, "vocabulary", "counts")
+_MAX_CHUNK = 64 << 20  # bytes: HDF5 takes as much memory to read from a chunk
 _SCAN = 1 << 20  # tokens read at a time when a file is checked
 
 
@@ -76,9 +79,7 @@ class Corpus:
     def __init__(self, path: Path, file: "h5py.File") -> None:
         self.path = path
         self._file = file
-        self.recipe: dict[str, Any] = json.loads(file.attrs["recipe"])
-        self.sources: list[dict[str, Any]] = json.loads(file.attrs["sources"])
-        self.outside_vocabulary: dict[str, int] = json.loads(file.attrs["outside_vocabulary"])
+        self.recipe, self.sources, self.outside_vocabulary = stored_facts(file)
         self.vocabulary = Vocabulary([word.decode() for word in file["vocabulary"][:]])
         self.counts: np.ndarray = file["counts"][:]
         self.fingerprint = self.vocabulary.fingerprint()
@@ -129,15 +130,34 @@ def open_corpus(path: str | os.PathLike) -> Corpus:
     file = open_tokens_file(path)
     try:
         _check_datasets(file)
+        _check_size(path, file)
         corpus = Corpus(path, file)
         if len(corpus.counts) != len(corpus.vocabulary):
             raise InputError(f"it holds {len(corpus.vocabulary)} words but {len(corpus.counts)} counts")
         for split in SPLITS:
             _check_ids(split, file[split], len(corpus.vocabulary))
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # of HDF5, JSON and the checks
-        file.close()
+    except Exception as error:  # of the checks, or whatever HDF5 makes of broken bytes
+        _close(file)
         raise _damaged(path, str(error)) from None
     return corpus
+
+
+def stored_facts(file: "h5py.File") -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, int]]:
+    """Recipe, sources and outside_vocabulary of a prepared file; InputError if they are something else."""
+    kinds: dict[str, type] = {"recipe": dict, "sources": list, "outside_vocabulary": dict}
+    found: list[Any] = []
+    for name, kind in kinds.items():
+        try:
+            fact = json.loads(file.attrs[name])
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"its {name} is no JSON ({error})") from None
+        if not isinstance(fact, kind):
+            raise InputError(f"its {name} is no JSON {'list' if kind is list else 'object'}")
+        found.append(fact)
+    recipe, sources, outside = found
+    if not all(isinstance(entry, dict) and {"name", "sha256"} <= entry.keys() for entry in sources):
+        raise InputError("its sources do not each have a name and a sha256")
+    return recipe, sources, outside
 
 
 def open_tokens_file(path: Path) -> "h5py.File":
@@ -161,34 +181,50 @@ def open_tokens_file(path: Path) -> "h5py.File":
     except OSError as error:
         reason = "it is not HDF5" if not h5py.is_hdf5(path) else str(error)
         raise _damaged(path, reason) from None
-    reason = _foreign(file)
+    try:
+        reason = _foreign(file)
+    except Exception as error:  # whatever HDF5 makes of broken bytes
+        reason = str(error)
     if reason:
-        file.close()
+        _close(file)
         raise _damaged(path, reason)
     return file
 
 
 def _foreign(file: "h5py.File") -> str:
     """Why this HDF5 file cannot be read as a data set; the empty string when it can."""
+    import h5py
+
     attributes = file.attrs
-    if attributes.get("format") != FORMAT:
-        return f"its format is {attributes.get('format')!r}, not {FORMAT!r}"
+    form = attributes.get("format")
+    if not (isinstance(form, str) and form == FORMAT):
+        return f"its format is {form!r:.60}, not {FORMAT!r}"
     version = attributes.get("version")
     if not isinstance(version, (int, np.integer)) or not 1 <= version <= VERSION:
-        return f"its version is {version}, and this program reads up to {VERSION}"
+        return f"its version is {version!s:.60}, and this program reads up to {VERSION}"
     missing = [
         name for name in ("recipe", "sources", "outside_vocabulary", "complete") if name not in attributes
     ]
-    missing += [name for name in (*SPLITS, "vocabulary", "counts") if name not in file]
+    links = {name: file.get(name, getlink=True) for name in _DATASETS}  # looked at, not followed
+    missing += [name for name, link in links.items() if link is None]
     if missing:
         return f"it lacks {', '.join(missing)}"
-    if not attributes["complete"]:
+    elsewhere = [name for name, link in links.items() if not isinstance(link, h5py.HardLink)]
+    if elsewhere:
+        return f"its {', '.join(elsewhere)} lies in another place"
+    complete = attributes["complete"]
+    if not (isinstance(complete, (bool, np.bool_)) and complete):
         return "it was never finished"
     return ""
 
 
 def _check_datasets(file: "h5py.File") -> None:
     """Shapes and kinds of the data sets, before anything is read from them."""
+    import h5py
+
+    for name in _DATASETS:
+        if not isinstance(file[name], h5py.Dataset):
+            raise InputError(f"its {name} is no data set")
     for name in (*SPLITS, "counts"):
         dataset = file[name]
         expected = np.dtype(np.int64 if name == "counts" else np.int32)
@@ -196,8 +232,61 @@ def _check_datasets(file: "h5py.File") -> None:
             raise InputError(
                 f"its {name} is {dataset.dtype} {dataset.shape}, which should be {expected} (N,) with N > 0"
             )
-    if file["vocabulary"].ndim != 1 or file["vocabulary"].dtype.kind != "O":
+    strings = h5py.check_string_dtype(file["vocabulary"].dtype)
+    if file["vocabulary"].ndim != 1 or strings is None or strings.length is not None:
         raise InputError("its vocabulary is not a list of strings")
+
+
+def _check_size(path: Path, file: "h5py.File") -> None:
+    """Everything lies plainly in this file: together no larger than it, so that none asks for more memory."""
+    import h5py
+
+    size = os.path.getsize(path)
+    total = 0
+    for name in _DATASETS:
+        dataset = file[name]
+        stored = dataset.id.get_create_plist()
+        layouts = (h5py.h5d.CHUNKED, h5py.h5d.CONTIGUOUS) if name in SPLITS else (h5py.h5d.CONTIGUOUS,)
+        if stored.get_layout() not in layouts or dataset.external or stored.get_nfilters():
+            raise InputError(f"its {name} is not stored plainly in this file")
+        chunk = 4 * dataset.chunks[0] if dataset.chunks else 0
+        if chunk > _MAX_CHUNK:
+            raise InputError(
+                f"its {name} is in chunks of {chunk} bytes, more than the {_MAX_CHUNK} that are read"
+            )
+        declared = _length(dataset) * (1 if name == "vocabulary" else dataset.dtype.itemsize)
+        if dataset.id.get_storage_size() < declared:
+            raise InputError(f"its {name} declares {declared} bytes, which are not there")
+        total += declared
+    total += _text_size(path, file)
+    if total > size:
+        raise InputError(f"it declares {total} bytes and has {size}")
+
+
+def _length(dataset: "h5py.Dataset") -> int:
+    return int(dataset.shape[0])
+
+
+def _text_size(path: Path, file: "h5py.File") -> int:
+    """Bytes of all words, before one is read: many references may name one long text.
+
+    Each word is stored as a reference to it, which begins with its length as four bytes (HDF5 File Format
+    Specification, version 3.0, section III.K on the global heap).
+    """
+    dataset = file["vocabulary"]
+    words, stored = _length(dataset), int(dataset.id.get_storage_size())
+    if not words:
+        return 0
+    offset = dataset.id.get_offset()
+    if offset is None or file.userblock_size or stored % words or stored // words < 12:
+        raise InputError("its vocabulary is not stored plainly in this file")
+    references = np.memmap(path, np.uint8, "r", offset, (words, stored // words))
+    return int(np.ascontiguousarray(references[:, :4]).view("<u4").sum(dtype=np.uint64))
+
+
+def _close(file: "h5py.File") -> None:
+    with contextlib.suppress(Exception):  # as it is of broken bytes
+        file.close()
 
 
 def _check_ids(split: str, tokens: "h5py.Dataset", vocab_size: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from autograd import Variable
+from autograd import Variable, detect_anomaly
 from autograd.profile import span
 from minilstm import MaskStream, detach
 from minilstm.language_model import LanguageModel, State
@@ -35,6 +35,8 @@ class DeviceStep:
     Args:
         device: where the model lives (train.device).
         scaler: of the loss, in mixed precision; None: the model computes with its own weights.
+        check_values: raise an AnomalyError that names where the first value arose that is not finite; the host
+            then waits for each of them, and nothing is captured.
         graphs: capture forward and backward.
         tell: hears one line if they cannot be captured.
     """
@@ -49,11 +51,13 @@ class DeviceStep:
         accumulate: int = 1,
         l2_tied: float = 0.0,
         scaler: LossScaler | None = None,
+        check_values: bool = False,
         graphs: bool = True,
         tell: Callable[[str], None] = print,
     ) -> None:
         self.model, self.optimizer, self.communicator, self.device = model, optimizer, communicator, device
         self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
+        self.check_values = check_values
         self.scaler, self.masters = scaler, MasterWeights(model) if scaler else None
         self.computing = self.masters.half if self.masters else model
         self._ranges: dict[Variable, range] = dict(self.computing.parameter_ranges())
@@ -70,6 +74,8 @@ class DeviceStep:
     def _why_no_graphs(self) -> str:
         if not self.device.is_gpu:
             return "there is no GPU"
+        if self.check_values:
+            return "every value is looked at"
         return "accumulate is more than 1" if self.accumulate > 1 else why_no_graph(self.model.config)
 
     @np.errstate(all="ignore")
@@ -93,7 +99,8 @@ class DeviceStep:
         # Float16 gradients have to be unscaled before they may be told of as whole.
         told = None if self.masters else self.communicator.begin_mean(self.model.gradient_buffer)
         if self._graphed is None:
-            loss, new_state = self._in_groups(*ids, state, masks, told)
+            with detect_anomaly(self.check_values):
+                loss, new_state = self._in_groups(*ids, state, masks, told)
         else:
             loss, new_state = self._as_graph(*ids, state, masks)
         gradients, unscale = self._averaged(told, scale)

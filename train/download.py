@@ -8,7 +8,6 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -69,7 +68,7 @@ def _fetch(url: str, part: Path, max_bytes: int, timeout: float) -> None:
             elif error.code < 500:
                 raise _MirrorError(f"HTTP status {error.code}") from None
             reason = f"HTTP status {error.code}"
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a header that is none
             reason = str(getattr(error, "reason", "") or error) or type(error).__name__
         failures = 0 if _size(part) > before else failures + 1
         if failures == _ATTEMPTS:
@@ -139,7 +138,14 @@ def unpack(archive: Path, members: Mapping[str, str], folder: Path, max_bytes: i
                 ):
                     # The declared length is read at most, and then the checksum must be right.
                     shutil.copyfileobj(source, file, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"{archive}: cannot be unpacked to {folder}: {(error.strerror or str(error)).lower()}; make room "
+            "there, or delete the archive and download it again"
+        ) from None
+    except Exception as error:  # whatever zipfile, and what it unpacks with, make of broken bytes
         raise InputError(
             f"{archive}: expected a sound zip file: {error}; delete it and download it again"
         ) from None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -181,10 +182,13 @@ class OverlappedMean:
         exchange: the path.
         flat: 1-D, the same length on every rank.
         bucket_bytes: of one message.
+        on_wait: called once, when this rank has nothing left to do but wait for the others.
     """
 
-    def __init__(self, exchange: Exchange, flat: Any, bucket_bytes: int) -> None:
-        self._exchange, self._flat = exchange, flat
+    def __init__(
+        self, exchange: Exchange, flat: Any, bucket_bytes: int, on_wait: Callable[[], None] | None = None
+    ) -> None:
+        self._exchange, self._flat, self._on_wait = exchange, flat, on_wait
         self._length = max(bucket_bytes // flat.itemsize, 1)
         count = -(-flat.size // self._length)
         self._missing = [len(self._range(index)) for index in range(count)]
@@ -202,6 +206,8 @@ class OverlappedMean:
 
     def finish(self) -> None:
         """Send what has not been told of, and wait for all."""
+        if self._on_wait:
+            self._on_wait()
         self._ready.extend(index for index, missing in enumerate(self._missing) if missing > 0)
         while self._ready or self._under_way:
             self._start_ready()

@@ -61,6 +61,12 @@ def argument_parser(prog: str = "python -m train.wt103") -> argparse.ArgumentPar
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, help=text, type=plain_type(kinds[name]), choices=choices, metavar=metavar)
     parser.add_argument(
+        "--detect-anomaly",
+        action="store_true",
+        default=None,
+        help="name the function and the parameter where the first value arose that is not finite; slower",
+    )
+    parser.add_argument(
         "--run-dir", metavar="RUN", type=Path, help="folder of the run (default: runs/DATA-PRESET)"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint in --run-dir")
@@ -94,7 +100,7 @@ def config_from_args(
         raise InputError(f"--profile: expected at least 1 step; got {args.profile}")
     config_file = read_config_file(args.config) if args.config else sections_of([], "--config")
     settings = sections_of([parse_setting(text) for text in args.set], "--set")
-    given = ((name, getattr(args, name)) for name in ("preset", *_FLAG_HELP))
+    given = ((name, getattr(args, name)) for name in ("preset", "detect_anomaly", *_FLAG_HELP))
     flags = sections_of(((name, value) for name, value in given if value is not None), "command line")
 
     layers = (config_file, settings, flags)

@@ -18,7 +18,7 @@ import numpy as np
 from autograd.command import Parser
 from autograd.errors import InputError
 from train.communicator import Communicator, SingleProcess, get_communicator
-from train.corpus import FORMAT, SPLITS, VERSION, open_corpus, open_tokens_file
+from train.corpus import FORMAT, SPLITS, VERSION, open_corpus, open_tokens_file, stored_facts
 from train.files import atomic_write, exclusive_lock, made_folder, require_room
 from train.sources import Source, find_source
 from train.text import Text, file_text, whole_words
@@ -176,7 +176,11 @@ def _recipe(source: Source, min_count: int) -> dict[str, Any]:
 def _stored_recipe(target: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Recipe and sources of a prepared file; an InputError if `target` is something else."""
     with open_tokens_file(target) as file:
-        return json.loads(file.attrs["recipe"]), json.loads(file.attrs["sources"])
+        try:
+            recipe, sources, _ = stored_facts(file)
+        except InputError as error:
+            raise InputError(f"{target}: {error}; make it anew: add --force") from None
+        return recipe, sources
 
 
 def _is_made_from(target: Path, source: Source, min_count: int) -> bool:
@@ -194,7 +198,8 @@ def _write(target: Path, source: Source, min_count: int) -> Path:
 
     with made_folder(target.parent), exclusive_lock(target):
         splits = source.splits()
-        with atomic_write(target) as temporary, h5py.File(temporary, "w") as file:
+        # From format 1.10 on HDF5 guards its own structures by checksums, so torn ones are not followed.
+        with atomic_write(target) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
             words = WordIds()
             sources = _write_provisional_ids(file, splits, words)
             ranking = words.rank(min_count)

@@ -37,6 +37,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.result = self.path / "result.json"
         self.plot = self.path / "plot.png"
+        self.signs = self.path / "ranks"  # of life, while a run on many ranks goes on
         self.trace = self.path / "trace.json"
 
     def checkpoint(self, which: str) -> Path:

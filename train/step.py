@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autograd import Variable
+from autograd import Variable, detect_anomaly
 from autograd.profile import span
 from minilstm import LanguageModel, MaskStream, detach
 from minilstm.language_model import State
@@ -55,6 +55,7 @@ class TrainingStep:
         l2_tied: adds ½ · l2_tied · ‖W‖² of the tied matrix to what is minimised, by its gradient l2_tied · W,
             which is clipped with the rest; the loss that is returned is without it.
         scaler: of the loss, in mixed precision; None: the model computes with its own weights.
+        check_values: raise an AnomalyError that names where the first value arose that is not finite.
     """
 
     def __init__(
@@ -66,9 +67,11 @@ class TrainingStep:
         accumulate: int = 1,
         l2_tied: float = 0.0,
         scaler: LossScaler | None = None,
+        check_values: bool = False,
     ) -> None:
         self.model, self.optimizer, self.communicator = model, optimizer, communicator
         self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
+        self.check_values = check_values
         self.scaler, self.masters = scaler, MasterWeights(model) if scaler else None
         self._ranges: dict[Variable, range] = dict(model.parameter_ranges())
 
@@ -100,7 +103,8 @@ class TrainingStep:
         Whether any rank was asked to stop, `stop`, travels with the loss.
         """
         mean = self.communicator.begin_mean(self.model.gradient_buffer)
-        loss, new_state = self._backward(inputs, targets, state, masks, mean)
+        with detect_anomaly(self.check_values):
+            loss, new_state = self._backward(inputs, targets, state, masks, mean)
         gradients = self.model.flat_gradients
         with span("allreduce"):
             mean.finish()  # (4)

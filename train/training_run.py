@@ -13,6 +13,7 @@ import numpy as np
 from autograd.errors import InputError
 from autograd.profile import span, spans_of
 from minilstm import LanguageModel, MaskStream
+from train.agreement import check_agreement
 from train.batches import Batches, RankRows, Windows
 from train.checkpoint import load_checkpoint, load_newest
 from train.clock import Clock
@@ -31,6 +32,7 @@ from train.metrics import MetricsLog, read_metrics
 from train.mixed_precision import LossScaler, make_loss_scaler
 from train.optimizers import NTASGD, SGD, Adam, Optimizer
 from train.profile import DATA, STEP, StepProfile
+from train.rank_watch import RankWatch, last_signs
 from train.run_folder import (
     BEST,
     LATEST,
@@ -87,6 +89,13 @@ class TrainingRun:
         self.step = self._make_step()
         self.profile = StepProfile(profile_steps, communicator, folder.trace)
         self.position = Position()
+        self.watch = RankWatch(
+            folder.signs,
+            communicator,
+            train.rank_timeout,
+            train.stall_timeout,
+            advice=f"--resume goes on from the last checkpoint of {folder.path}",
+        )
         self.state: Any = None
 
     def _make_step(self) -> TrainingStep | DeviceStep:
@@ -97,6 +106,7 @@ class TrainingRun:
             "accumulate": train.accumulate,
             "l2_tied": train.l2_tied,
             "scaler": self.scaler,
+            "check_values": train.detect_anomaly,
         }
         if not self.device.is_gpu:
             return TrainingStep(*common, **options)
@@ -151,8 +161,20 @@ class TrainingRun:
             )
         if resume and root:
             self.folder.update(self.config, self.corpus.vocabulary)
+            for sign in last_signs(self.folder.signs):
+                print(f"the ranks before did not end well: {sign}, last seen after step {sign.step:,}")
             print(f"going on after step {self.position.step:,} of {self.total_steps:,}", flush=True)
-        self.communicator.barrier()
+        self._check_agreement()
+
+    def _check_agreement(self) -> None:
+        """Stop unless all ranks hold the same weights, words and knobs, and stand at the same step."""
+        facts = {
+            "weights": self.model.flat_parameters,
+            "words": self.corpus.fingerprint,
+            "knobs": self.config.to_dict(),
+            "position": [self.position.step, self.position.epoch, self.position.window],
+        }
+        check_agreement(self.communicator, f"after step {self.position.step:,}", facts)
 
     def _streams(self) -> dict[str, Any]:
         train = self.train_config
@@ -209,6 +231,10 @@ class TrainingRun:
                 if result.stop_signal:
                     raise StopRequestedError(result.stop_signal)
                 self._evaluate_and_save()
+                self.watch.step = position.step
+                every = self.train_config.check_ranks_every
+                if every and position.step % every == 0:
+                    self._check_agreement()
                 self._show(self.profile.after_step())
                 if position.step == self.total_steps:
                     break
@@ -254,13 +280,23 @@ class TrainingRun:
             position.epoch, position.window, self.state = position.epoch + 1, 0, None
 
     def _skip(self, result: StepResult) -> None:
-        """Count a step without an update; InputError if that is the end of the run."""
-        position = self.position
+        """Count a step without an update; InputError if that is the end of the run.
+
+        In mixed precision they belong to it, until the loss scale cannot be lowered any more.
+        """
+        position, most = self.position, self.train_config.max_bad_steps
         position.skipped_steps, position.bad_steps = position.skipped_steps + 1, position.bad_steps + 1
-        if self.scaler is None:
+        if self.scaler:
+            if self.scaler.is_exhausted:
+                raise self._out_of_range(self.scaler)
+            return
+        if position.bad_steps >= most:
             raise self._diverged(result)
-        if self.scaler.is_exhausted:
-            raise self._out_of_range(self.scaler)
+        self._show(
+            f"no update after step {position.step:,}: loss {result.loss:.4g}, gradient norm "
+            f"{result.grad_norm:.4g}; skipped {position.skipped_steps:,} so far, "
+            f"{position.bad_steps} in a row of at most {most}"
+        )
 
     def _out_of_range(self, scaler: LossScaler) -> InputError:
         latest = self.folder.checkpoint(LATEST)
@@ -278,8 +314,9 @@ class TrainingRun:
             "lower learning_rate or clip_norm" if clipped else "--set clip_norm=0.25, or lower learning_rate"
         )
         return InputError(
-            f"training diverged at step {self.position.step + 1}: loss {result.loss}, "
-            f"gradient norm {result.grad_norm}; {kept}{advice}"
+            f"training diverged at step {self.position.step + 1}: {self.position.bad_steps} windows in a row "
+            f"gave no update, the last one loss {result.loss}, gradient norm {result.grad_norm}; {kept}"
+            f"{advice}; --detect-anomaly names the first value that is not finite"
         )
 
     def _log(self, result: StepResult, learning_rate: float) -> None:
@@ -298,6 +335,7 @@ class TrainingRun:
             "perplexity": math.exp(min(loss, 700.0)),
             "learning_rate": learning_rate,
             "grad_norm": result.grad_norm,
+            "skipped_steps": position.skipped_steps,
             "tokens_per_second": self.clock.tokens_per_second(position.tokens),
             "seconds": self.clock.seconds(),
         }
@@ -317,6 +355,8 @@ class TrainingRun:
             last or scheduled or (updated and train.save_every and position.step % train.save_every == 0)
         )
         with self.clock.paused():
+            if save_now:
+                self._check_agreement()  # nothing is kept of ranks that have drifted apart
             if last or scheduled:
                 self._validate(scheduled)
             position.pending = False

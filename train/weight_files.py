@@ -7,6 +7,7 @@ for them.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from train.files import atomic_write, require_room
 
 SUFFIXES = {"torch": ".pt", "safetensors": ".safetensors", "npz": ".npz"}
 """The forms, and how their files' names end. What a file is, is told from its content."""
+_MAX_EXPANSION = 16  # times: float32 weights shrink by a tenth, halves and zeros by more
 _INSTALL = "install it: pip install 'minilstm[exchange]'"
 
 
@@ -81,8 +83,11 @@ def _form(path: Path) -> str:
             head = file.read(9)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
+                _check_unpacked_size(path, archive)
                 return "npz" if all(name.endswith(".npy") for name in archive.namelist()) else "torch"
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: cannot be read: {error}") from None
     if head.startswith(b"PK"):
         raise InputError(f"{path}: is cut off: an archive whose end is missing; copy it anew")
@@ -91,6 +96,17 @@ def _form(path: Path) -> str:
     if head[8:] == b"{":  # the length of a JSON header, and the header
         return "safetensors"
     raise InputError(f"{path}: expected a file of torch, safetensors or npz; it is none of them")
+
+
+def _check_unpacked_size(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse an archive that says it unpacks to far more than weights do, before memory is taken for it."""
+    unpacked, size = sum(member.file_size for member in archive.infolist()), path.stat().st_size
+    most = _MAX_EXPANSION * size + (1 << 20)
+    if unpacked > most:
+        raise InputError(
+            f"{path}: would unpack to {unpacked:,} bytes, more than {_MAX_EXPANSION} times the {size:,} that "
+            "it has; save the weights uncompressed"
+        )
 
 
 def _import_torch() -> Any:
@@ -176,4 +192,18 @@ def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
+        for member in file.zip.infolist():
+            _check_header(file.zip, member)
         return {name: file[name] for name in file.files}
+
+
+def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """A header of npy must not declare more numbers than follow it: room would be made for all of them."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = read.get(version, np.lib.format.read_array_header_2_0)(file)
+    if math.prod(shape) * dtype.itemsize > member.file_size:
+        raise InputError(
+            f"{member.filename} declares {dtype} of shape {shape}, and has {member.file_size} bytes"
+        )

@@ -38,8 +38,9 @@ def main(argv: list[str] | None = None) -> int:
         config = config.with_vocab_size(len(corpus.vocabulary))
         run = TrainingRun(config, folder, corpus, communicator, rows, args.profile or 0, device)
         run.begin(resume=args.resume)
-        run.train()
-        run.finish()
+        with run.watch:
+            run.train()
+            run.finish()
     return 0
 
 
