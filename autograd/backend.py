@@ -146,7 +146,7 @@ def _is_one(alpha: Any) -> bool:
 
 
 def matmul_by_cublas(cublas: Cublas, a: Any, b: Any, out: Any, accumulate: bool, alpha: Any) -> Any:
-    """`matmul` of vectors and matrices on a device, into memory that cuBLAS can write to.
+    """`matmul` of vectors and matrices, (m, k) by (k, n), on a device, into memory that cuBLAS can write to.
 
     What it cannot read where it lies is copied, and so is a float16 operand beside a float32 one.
     """

@@ -360,7 +360,7 @@ def relative_error(analytic: Any, numerical: Any) -> Any:
 
 
 def losses(model: LanguageModel, inputs: Any, targets: Any) -> dict[str, float]:
-    """Both losses in nats: the mean over all targets, that of the last one alone."""
+    """Both losses in nats, of inputs and targets (T, 1): the mean over all, that of the last one alone."""
     with evaluation_mode(), no_backprop_mode():
         h, _ = model.encode(inputs, None)
     costs = model.token_losses(h.data[:, 0], targets[:, 0])
@@ -370,7 +370,7 @@ def losses(model: LanguageModel, inputs: Any, targets: Any) -> dict[str, float]:
 def next_words(
     model: LanguageModel, inputs: Any, targets: Any, vocabulary: list[str], most: int = 5
 ) -> list[dict[str, Any]]:
-    """After each step: the likeliest words with their probabilities; the target's, and its rank from 1."""
+    """After each step of inputs (T, 1): the likeliest words with their probabilities; the target's, and its rank from 1."""
     found, state = [], None
     for word, target in zip(inputs[:, 0], targets[:, 0], strict=True):
         log_probs, state = model.next_log_probs(np.array([word]), state)

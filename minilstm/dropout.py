@@ -197,23 +197,30 @@ class Dropouts:
 
     @property
     def stream(self) -> MaskStream:
+        """Where masks are drawn from; only asked where something is dropped."""
         assert self.masks is not None
         return self.masks
 
     def word_mask(self, place: str, V: int, keep: float) -> Any:
+        """A mask (V) over words."""
         return self.stream.weight_mask(place, (V,), keep, self.like.dtype)
 
     def step_mask(self, place: str, shape: tuple[int, ...], keep: float) -> Any:
+        """A mask (T, B, units), another at every step."""
         return self.stream.step_mask(place, shape, keep, self.like.dtype)
 
     def times_lookup_mask(self, place: str, x: Variable, ids: Any, keep: float) -> Variable:
+        """x (T, B, E) times the rows `ids` (T, B) of a mask over the table of words."""
         return x * self.stream.lookup_mask(place, ids, x.shape[-1], keep, self.like.dtype)  # (34)
 
     def times_weight_mask(self, place: str, W: Variable, keep: float) -> Variable:
+        """W (4H, I) or (4H, H) times a mask of its shape."""
         return W * self.stream.weight_mask(place, W.shape, keep, self.like.dtype)  # (31): one for all steps
 
     def times_row_mask(self, place: str, x: Variable, keep: float) -> Variable:
+        """x (T, B, units) times one mask (B, units) for all steps."""
         return x * self.stream.row_mask(place, x.shape[1:], keep, self.like.dtype)  # (32)
 
     def times_step_mask(self, place: str, x: Variable, keep: float) -> Variable:
+        """x (T, B, units) times a mask of its shape, another at every step."""
         return x * self.stream.step_mask(place, x.shape, keep, self.like.dtype)  # (32)

@@ -75,7 +75,7 @@ class Draws(NamedTuple):
         return mask
 
     def times(self, x: Any, steps: int) -> Any:
-        """x (steps · elements) times the mask."""
+        """x, of any shape of steps · elements numbers, times the mask."""
         x = get_array_module(x).ascontiguousarray(x)
         y = get_array_module(x).empty_like(x)
         self._launch(x, y, steps)

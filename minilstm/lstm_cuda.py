@@ -60,7 +60,7 @@ class KernelLSTM(Function):
 
 
 def wide_dtype(x: Any) -> np.dtype:
-    """What kernels calculate in for arrays like x."""
+    """What kernels calculate in for arrays like x, of any shape."""
     return np.promote_types(x.dtype, np.float32)
 
 

@@ -76,7 +76,7 @@ def tied_rows(
 
 
 def device_ids(ids: Any, like: Any) -> Any:
-    """Ids as the kernels take them: int32, where `like` is."""
+    """Ids, of any shape, as the kernels take them: int32, where `like` is."""
     return get_array_module(like).asarray(ids, dtype=np.int32)
 
 
