@@ -26,6 +26,12 @@ DEVICE void store(__half* p, size_t index, float value) { p[index] = __float2hal
 DEVICE void store(float* p, size_t index, float value) { p[index] = value; }
 DEVICE void store(double* p, size_t index, double value) { p[index] = value; }
 
+// 16 bytes of T, on an address that is a multiple of 16: the widest single access that there is to memory.
+#define PACK int(16 / sizeof(T))
+struct alignas(16) Pack {
+    T at[PACK];
+};
+
 const int WARP = 32;
 const unsigned ALL_LANES = 0xffffffffu;
 

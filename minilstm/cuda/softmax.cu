@@ -6,12 +6,6 @@
 #define MAX_ROW_THREADS 1024
 #define MEAN_THREADS 256
 
-// 16 bytes of T: the widest single access that there is to memory.
-struct alignas(16) Pack {
-    T at[16 / sizeof(T)];
-};
-const int PACK = 16 / sizeof(T);
-
 // A sum of exponentials, worth s · exp(m): m is the largest exponent seen, so that s never overflows (Milakov and
 // Gimelshein 2018, arXiv 1805.02867).
 struct ExpSum {
@@ -165,10 +159,11 @@ extern "C" __global__ void mean_loss(const real* losses, const int* targets, int
 
 // One block a row of `packed`: [rows[w], column[w], 0 …], where w is ids[i], or i without ids; all 0 from row `count`
 // on. Without `column` the constant stands there.
-extern "C" __global__ void pack_rows(const T* rows, int width, const T* column, real constant, const int* ids,
-                                     int count, T* packed, long long stride) {
+extern "C" __global__ void pack_rows(const T* __restrict__ rows, int width, const T* column, real constant,
+                                     const int* ids, int count, T* __restrict__ packed, long long stride) {
     const int i = blockIdx.x;
     const long long w = i < count && ids ? ids[i] : i;
+#pragma unroll 4
     for (int k = threadIdx.x; k < stride; k += blockDim.x) {
         real value = 0;
         if (i < count && k < width) value = load(rows, w * width + k);
@@ -179,16 +174,19 @@ extern "C" __global__ void pack_rows(const T* rows, int width, const T* column, 
 
 // The way back: rows[w] = factor[0] · packed[i, :width] and column[w] = factor[0] · packed[i, width], or += where asked
 // to add, rounded once. rows or column may be null. The ids are all different.
-extern "C" __global__ void unpack_rows(const real* packed, long long stride, const int* ids, const real* factor,
-                                       T* rows, int width, int add_to_rows, T* column, int add_to_column) {
-    const int i = blockIdx.x;
+extern "C" __global__ void unpack_rows(const real* __restrict__ packed, long long stride, const int* ids,
+                                       const real* factor, T* __restrict__ rows, int width, int add_to_rows,
+                                       T* column, int add_to_column) {
+    const int i = blockIdx.x, columns = rows ? width : 0;
     const long long w = ids ? ids[i] : i;
-    for (int k = threadIdx.x; k < width && rows; k += blockDim.x) {
-        const real value = packed[i * stride + k] * factor[0];
+    const real scale = factor[0];
+#pragma unroll 4
+    for (int k = threadIdx.x; k < columns; k += blockDim.x) {
+        const real value = packed[i * stride + k] * scale;
         store(rows, w * width + k, add_to_rows ? load(rows, w * width + k) + value : value);
     }
     if (threadIdx.x == 0 && column) {
-        const real value = packed[i * stride + width] * factor[0];
+        const real value = packed[i * stride + width] * scale;
         store(column, w, add_to_column ? load(column, w) + value : value);
     }
 }

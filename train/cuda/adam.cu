@@ -33,15 +33,28 @@ DEVICE Sums over_block(double sum, double largest) {
     return both;
 }
 
-// partial[0, block] = the sum of x² over the block's elements, partial[1, block] = the largest |x|. Squares are taken in
-// `real` and summed in double, in an order that depends on the numbers of blocks and of elements alone.
-extern "C" __global__ void sum_of_squares(const T* x, long long size, double* partial) {
-    double sum = 0, largest = 0;
-    for (long long i = (long long)blockIdx.x * NORM_THREADS + threadIdx.x; i < size;
-         i += (long long)gridDim.x * NORM_THREADS) {
-        const real value = load(x, i), square = value * value;
-        sum += square;
-        largest = value > largest ? value : -value > largest ? -value : largest;
+// partial[0, block] = the sum of x² over the block's elements, partial[1, block] = the largest |x|. The squares of 16
+// bytes of elements are summed in `real`, all else in double, in an order that depends on the numbers of blocks and of
+// elements alone.
+extern "C" __global__ void sum_of_squares(const T* __restrict__ x, long long size, double* partial) {
+    const bool aligned = reinterpret_cast<size_t>(x) % sizeof(Pack) == 0;
+    double sum = 0;
+    real largest = 0;
+#pragma unroll 4
+    for (long long p = (long long)blockIdx.x * NORM_THREADS + threadIdx.x; p * PACK < size;
+         p += (long long)gridDim.x * NORM_THREADS) {
+        Pack pack;
+        if (aligned && (p + 1) * PACK <= size)
+            pack = reinterpret_cast<const Pack*>(x)[p];
+        else
+            for (int k = 0; k < PACK; k++) store(pack.at, k, p * PACK + k < size ? load(x, p * PACK + k) : real(0));
+        real squares = 0;
+        for (int k = 0; k < PACK; k++) {
+            const real value = load(pack.at, k), magnitude = value < 0 ? -value : value;
+            squares += value * value;
+            largest = magnitude > largest ? magnitude : largest;
+        }
+        sum += squares;
     }
     const Sums both = over_block(sum, largest);
     if (threadIdx.x == 0) {
