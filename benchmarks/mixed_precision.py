@@ -1,10 +1,10 @@
 """What float16 does to gradients, and what it costs on a CPU: `python -m benchmarks.mixed_precision`.
 
 A small model is trained for a while in float32. Of one more window its gradients are computed in float64,
-from the weights rounded to float16, and in float16 with one scale of the loss after another: too small a scale
-rounds them to zero, too large a one overflows. The error is that of a single gradient, |found - exact| / |exact|
-or 1 at most, its mean over all of them: an optimizer that divides by each one's own size, as Adam does, makes
-much of small ones too.
+from the weights rounded to float16, and in float16 with one scale of the loss after another: too small a
+scale rounds them to zero, too large a one overflows. The error is that of a single gradient,
+|found - exact| / |exact| or 1 at most, its mean over all of them: an optimizer that divides by each one's own
+size, as Adam does, makes much of small ones too.
 
 Then steps of both precisions are timed in turns, in seconds of processor time, which do not count what else
 the machine does. --plot draws the gradients' sizes and their error by scale.
@@ -12,7 +12,7 @@ the machine does. --plot draws the gradients' sizes and their error by scale.
 
 from __future__ import annotations
 
-import json
+import argparse
 import statistics
 import time
 from pathlib import Path
@@ -22,11 +22,15 @@ import numpy as np
 
 from autograd.command import Parser, run
 from autograd.errors import InputError
+from benchmarks.report import add_report_flags, check_report_flags, report
 from benchmarks.sizes import zipf_ids
 from minilstm import LanguageModel, MaskStream, ModelConfig
 from train.communicator import SingleProcess
+from train.environment import environment
+from train.files import atomic_write
 from train.mixed_precision import Backoff
 from train.optimizers import Adam
+from train.plot import COLOURS, styled_figure
 from train.step import TrainingStep
 
 CONFIG = ModelConfig(vocab_size=5000, embedding_size=64, hidden_size=96, num_layers=2)
@@ -87,82 +91,92 @@ def step_seconds(repeats: int) -> dict[str, float]:
 
 
 def draw(exact: np.ndarray, rows: list[dict[str, Any]], path: Path) -> None:
-    """Sizes of the gradients above what float16 holds of them, and their error by scale."""
-    from matplotlib.figure import Figure
+    """Sizes of the gradients over what float16 holds of them, and their error by scale."""
+    with styled_figure(9, 7.5) as figure:
+        sizes, errors = figure.subplots(2, 1)
+        _draw_sizes(sizes, np.log2(np.abs(exact[exact != 0])))
+        _draw_errors(errors, rows)
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
 
-    figure = Figure(figsize=(9, 7.5), layout="constrained")
-    sizes, errors = figure.subplots(2, 1)
-    log2 = np.log2(np.abs(exact[exact != 0]))
+
+def _draw_sizes(axes: Any, log2: np.ndarray) -> None:
     bins = np.arange(np.floor(log2.min()), 18)
-    for shift, colour, label in ((0, "#0072B2", "as they are"), (14, "#D55E00", "times 2^14")):
+    for shift, colour, label in ((0, COLOURS[0], "as they are"), (14, COLOURS[1], "times 2^14")):
         lost = np.mean(log2 + shift <= np.log2(LOST))
-        sizes.hist(
-            log2 + shift, bins=bins, histtype="step", linewidth=1.6, color=colour,
-            label=f"{label}: {lost:.1%} round to zero", weights=np.full(log2.size, 100 / log2.size),
-        )  # fmt: skip
-    for edge in (np.log2(LOST), np.log2(LARGEST)):
-        sizes.axvline(edge, color="#5f6368", linestyle=":", linewidth=1)
-    sizes.axvspan(np.log2(LOST), np.log2(LARGEST), color="#5f6368", alpha=0.08)
-    sizes.set(xlim=(bins[0], bins[-1]), xlabel="log2 of the gradient's size; grey: what float16 holds")
-    sizes.set(ylabel="% of the gradients, by powers of two")
-    sizes.set_title("Gradients of a small language model, without and with a scaled loss", loc="left")
-    sizes.legend(frameon=False, loc="upper left")
+        axes.hist(
+            log2 + shift,
+            bins=bins,
+            histtype="step",
+            linewidth=1.6,
+            color=colour,
+            label=f"{label}: {lost:.2%} round to zero",
+            weights=np.full(log2.size, 100 / log2.size),
+        )
+    axes.axvspan(np.log2(LOST), np.log2(LARGEST), color="k", alpha=0.06)
+    axes.set(xlim=(bins[0], bins[-1]), xlabel="log2 of a gradient's size; grey: what float16 holds")
+    axes.set(ylabel="% of the gradients, by powers of two")
+    axes.set_title("Gradients of a small language model, without and with a scaled loss", loc="left")
+    axes.legend(loc="upper left")
+
+
+def _draw_errors(axes: Any, rows: list[dict[str, Any]]) -> None:
     drawn = [row for row in rows if row["relative_error"] is not None]
     exponents = [row["scale_exponent"] for row in drawn]
-    errors.plot(
-        exponents, [row["relative_error"] for row in drawn], color="#009E73", marker="o", markersize=5
+    axes.semilogy(exponents, [row["relative_error"] for row in drawn], "o-", color=COLOURS[2])
+    if len(drawn) < len(rows):
+        axes.axvspan(exponents[-1] + 1, EXPONENTS[-1], color=COLOURS[1], alpha=0.15)
+        axes.text(exponents[-1] + 1.3, drawn[0]["relative_error"], "overflow:\nno update", va="top")
+    axes.set_xticks(EXPONENTS)
+    axes.set(xlim=(EXPONENTS[0] - 0.3, EXPONENTS[-1]), xlabel="log2 of the loss scale")
+    axes.set(ylabel="mean relative error of a gradient")
+    axes.set_title("Their error in float16, by scale", loc="left")
+
+
+def table(rows: list[dict[str, Any]], seconds: dict[str, float]) -> str:
+    """The figures for people."""
+    lines = ["loss scale   mean relative error   rounded to zero"]
+    for row in rows:
+        error, lost = row["relative_error"], row["rounded_to_zero"]
+        told = "overflow" if error is None else f"{error:<21.4f} {lost:.2%}"
+        lines.append(f"2^{row['scale_exponent']:<10} {told}")
+    ratio = seconds["mixed"] / seconds["float32"]
+    lines.append(
+        f"processor time of a step: float32 {seconds['float32']:.3f} s, mixed {seconds['mixed']:.3f} s"
     )
-    overflows = [row["scale_exponent"] for row in rows if row["relative_error"] is None]
-    if overflows:
-        errors.axvspan(overflows[0] - 1, EXPONENTS[-1], color="#D55E00", alpha=0.12)
-        errors.text(
-            overflows[0] - 0.7, 0.5, "overflow: the step is skipped", transform=errors.get_xaxis_transform()
-        )
-    errors.set(yscale="log", xlim=(EXPONENTS[0], EXPONENTS[-1]), xlabel="log2 of the loss scale")
-    errors.set(ylabel="mean relative error of a gradient")
-    errors.set_title(
-        "Its error in float16: too small a scale rounds to zero, too large a one overflows", loc="left"
-    )
-    for axes in (sizes, errors):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    return "\n".join([*lines, f"mixed precision on this processor takes {ratio:.1f} times as long"])
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
-    parser = Parser.documented("python -m benchmarks.mixed_precision", __doc__)
-    parser.add_argument(
-        "--steps", metavar="N", type=int, default=100, help="of training before (default 100)"
-    )
-    parser.add_argument("--repeats", metavar="N", type=int, default=9, help="timed steps of each precision")
-    parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the picture")
-    parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
-    args = parser.parse_args(argv)
-    if args.steps < 0 or args.repeats < 1:
-        raise InputError(f"--steps must be at least 0 and --repeats 1; got {args.steps} and {args.repeats}")
-    if args.plot and not (args.plot.suffix == ".png" and args.plot.absolute().parent.is_dir()):
-        raise InputError(f"--plot: expected a name ending in .png in a folder that exists; got {args.plot}")
+    """The command; returns its exit status."""
+    options = _parser().parse_args(argv)
+    check_report_flags(options)
+    if options.steps < 0 or options.repeats < 1:
+        raise InputError(
+            f"--steps must be at least 0, --repeats at least 1; got {options.steps}, {options.repeats}"
+        )
     step = make_step(LanguageModel(CONFIG), mixed=False)
-    for number in range(args.steps):
+    for number in range(options.steps):
         make(step, number)
     exact, rows = gradient_errors(step.model)
-    seconds = step_seconds(args.repeats)
-    if args.plot:
-        draw(exact, rows, args.plot)
-    ratio = seconds["mixed"] / seconds["float32"]
-    if args.json:
-        print(json.dumps({"gradients": rows, "step_cpu_seconds": seconds, "mixed_over_float32": ratio}))
-        return 0
-    print("loss scale   mean relative error        rounded to zero")
-    for row in rows:
-        error, lost = row["relative_error"], row["rounded_to_zero"]
-        told = "overflow" if error is None else f"{error:<26.4f} {lost:.2%}"
-        print(f"2^{row['scale_exponent']:<10} {told}")
-    print(
-        f"a step takes {seconds['float32']:.3f} s of processor time in float32, {seconds['mixed']:.3f} s in "
-        f"mixed precision: {ratio:.1f} times as much"
-    )
+    seconds = step_seconds(options.repeats)
+    if options.plot:
+        draw(exact, rows, options.plot)
+    result = {"gradients": rows, "step_processor_seconds": seconds, "environment": environment()}
+    report(options, result, table(rows, seconds))
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser.documented("python -m benchmarks.mixed_precision", __doc__)
+    parser.add_argument(
+        "--steps", metavar="N", type=int, default=100, help="of training before (default: 100)"
+    )
+    parser.add_argument(
+        "--repeats", metavar="N", type=int, default=9, help="timed steps of each (default: 9)"
+    )
+    add_report_flags(parser, plot=True)
+    return parser
 
 
 if __name__ == "__main__":
