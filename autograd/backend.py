@@ -56,7 +56,7 @@ def accumulation_dtype(dtype: Any) -> np.dtype:
     float16 has 11 bits and ends at 65,504: a sum of it stands still once it is 2,048 times its next term
     (Micikevicius et al. 2018, arXiv 1710.03740, section 3.3).
     """
-    return np.promote_types(dtype, np.float32)
+    return np.dtype(np.float32 if dtype == np.float16 else dtype)
 
 
 def matmul(a: Any, b: Any, out: Any = None, accumulate: bool = False, alpha: float = 1.0) -> Any:

@@ -6,7 +6,7 @@ import re
 import weakref
 from typing import Any
 
-from autograd.backend import get_array_module
+from autograd.backend import accumulation_dtype, get_array_module
 from autograd.errors import DtypeError, ShapeError
 from autograd.mode import is_backprop_enabled
 from autograd.profile import function_span
@@ -24,7 +24,8 @@ class Function:
             returns d(root)/d(input) from d(root)/d(output); an output that nobody used has None.
 
     One instance is applied once. Constants (an axis, a mask) are set in `__init__`. The floating-point
-    inputs must share one dtype, so float32 never becomes float64 unseen.
+    inputs must share one dtype, so float32 never becomes float64 unseen. What goes back to a float16 input
+    is float16; inside, sums over it are made in float32 (`autograd.backend.accumulation_dtype`).
     """
 
     inputs: tuple[Node, ...]
@@ -33,6 +34,7 @@ class Function:
     saved_is_needed_again = False  # set by a backward pass that retains the graph
     applied_within = ""  # the span of a profile around its forward
     changes_dtype = False  # True for the few whose result has another precision by intention
+    is_sum = False  # True for losses: of float16 inputs the result is float32, being a sum over all of them
 
     def forward(self, *arrays: Any) -> Any:
         raise NotImplementedError(f"{self.label}: forward")
@@ -80,6 +82,8 @@ class Function:
     def _check_results(self, variables: list[Variable], arrays: tuple[Any, ...]) -> None:
         """NumPy makes float64 of float32 and integers: here that is an error and not a slow surprise."""
         given = {variable.dtype for variable in variables if variable.dtype.kind == "f"}
+        if self.is_sum:
+            given |= {accumulation_dtype(dtype) for dtype in given}
         made = {array.dtype for array in arrays if array.dtype.kind == "f"}
         if given and not self.changes_dtype and not made <= given:
             raise DtypeError(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from autograd import Function, ShapeError, Variable
-from autograd.backend import get_array_module, matmul
+from autograd.backend import accumulation_dtype, get_array_module
 from autograd.functions.embedding import as_ids
 from autograd.functions.loss import log_softmax_array
 from autograd.mode import no_backprop_mode
@@ -19,6 +19,7 @@ from minilstm.config import check_bands
 from minilstm.tied_softmax import (
     CrossEntropy,
     ScoredRows,
+    all_logits,
     assign_or_add,
     check_decoder,
     check_loss_inputs,
@@ -36,6 +37,8 @@ def _head(W: Any, band_W: Any, bands: Sequence[int]) -> Any:
 
 
 class AdaptiveSoftmaxLoss(Function):
+    is_sum = True
+
     def __init__(self, bands: Sequence[int]) -> None:
         self.bands = tuple(bands)
 
@@ -58,7 +61,8 @@ class AdaptiveSoftmaxLoss(Function):
         assign_or_add(db, frequent, dhead_b[frequent])
         for words, where, tail in rows.tails:
             dh[where] += tail.gradients(scale, (dW[0][words], dW[1]), (db[0][words], db[1]))  # (73)
-        return scored.spread(dh), dW[0], db[0], dhead_W[frequent.stop :], dhead_b[frequent.stop :], None
+        dh = scored.spread(dh.astype(dhead_W.dtype, copy=False))
+        return dh, dW[0], db[0], dhead_W[frequent.stop :], dhead_b[frequent.stop :], None
 
 
 class _AdaptiveCrossEntropy:
@@ -145,10 +149,10 @@ def adaptive_log_probs(h: Any, W: Any, b: Any, band_W: Any, band_b: Any, bands: 
     """
     check_decoder("adaptive_log_probs", h, W, b)
     _check_bands_fit("adaptive_log_probs", W, band_W, band_b, bands)
-    log_probs = get_array_module(h).empty((len(h), len(W)), h.dtype)
-    head = log_softmax_array(matmul(h, _head(W, band_W, bands).T) + _head(b, band_b, bands))
+    log_probs = get_array_module(h).empty((len(h), len(W)), accumulation_dtype(h.dtype))
+    head = log_softmax_array(all_logits(h, _head(W, band_W, bands), _head(b, band_b, bands)))
     log_probs[:, : bands[0]] = head[:, : bands[0]]
     for k, words in enumerate(_band_words(bands, len(W))):  # (71)
-        in_band = log_softmax_array(matmul(h, W[words].T) + b[words])
+        in_band = log_softmax_array(all_logits(h, W[words], b[words]))
         log_probs[:, words] = in_band + head[:, bands[0] + k, None]
     return log_probs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from autograd import (
     is_training,
     no_backprop_mode,
 )
-from autograd.backend import matmul
 from autograd.functions.loss import log_softmax_array
 from autograd.profile import span
 from minilstm.adaptive_softmax import adaptive_log_probs, adaptive_softmax_loss, adaptive_token_losses
@@ -28,10 +28,10 @@ from minilstm.dropout import Dropouts, MaskStream
 from minilstm.layer_norm_lstm import layer_norm_lstm
 from minilstm.lstm import F as FORGET
 from minilstm.lstm import lstm
-from minilstm.lstm_cell import FORGET_BIAS, unrolled_layer_norm_lstm, unrolled_lstm
+from minilstm.lstm_cell import FORGET_BIAS, epsilon_for, unrolled_layer_norm_lstm, unrolled_lstm
 from minilstm.regularization import activation_regularization, temporal_activation_regularization
 from minilstm.sampled_softmax import LogUniformSampler, sampled_softmax_loss
-from minilstm.tied_softmax import tied_softmax_loss, tied_token_losses
+from minilstm.tied_softmax import all_logits, tied_softmax_loss, tied_token_losses
 
 State = list[tuple[Any, Any]]
 """(h, c) of every layer, each (B, units)."""
@@ -126,7 +126,9 @@ class LanguageModel:
     Args:
         config: sizes, cells, losses and dropouts.
         seed: of the initial weights.
-        dtype: of weights and activations, float32 or float64.
+        dtype: of weights and activations: float32, float64, or float16, whose sums, softmax, statistics of
+            layer normalisation and losses are made in float32. Gradients in float16 want a scaled loss:
+            `train.mixed_precision`.
 
     Attributes:
         flat_parameters: every weight in one 1-D array, in the order of `named_parameters`; each
@@ -139,8 +141,8 @@ class LanguageModel:
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0, dtype: Any = np.float32) -> None:
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise DtypeError(f"model: dtype must be float32 or float64; got {np.dtype(dtype)}")
+        if np.dtype(dtype) not in (np.float16, np.float32, np.float64):
+            raise DtypeError(f"model: dtype must be float16, float32 or float64; got {np.dtype(dtype)}")
         self.config = config
         self.masks = MaskStream(seed)
         self.implementation: Literal["fused", "readable"] = "fused"
@@ -159,6 +161,20 @@ class LanguageModel:
                 Parameter(np.zeros(count, np.float32), name="decoder.band_bias"),
             )
         self._flatten(np.dtype(dtype))
+
+    def copy(self, dtype: Any) -> LanguageModel:
+        """The same function of the same weights, rounded to a dtype, in memory of its own.
+
+        The epsilon of layer normalisation, where it is left to the precision, is this model's.
+        """
+        config = self.config
+        if config.layer_norm:
+            epsilon = epsilon_for(self.dtype, config.layer_norm_epsilon)
+            config = dataclasses.replace(config, layer_norm_epsilon=epsilon)
+        other = LanguageModel(config, dtype=dtype)
+        other.flat_parameters[...] = self.flat_parameters
+        other.masks, other.implementation = self.masks, self.implementation
+        return other
 
     def _flatten(self, dtype: np.dtype) -> None:
         parameters = [parameter for _, parameter in self.named_parameters()]
@@ -344,7 +360,7 @@ class LanguageModel:
         if self.config.softmax == "adaptive":
             band_W, band_b = (parameter.data for parameter in self.bands)
             return adaptive_log_probs(h, W, b, band_W, band_b, self.config.adaptive_bands)
-        return log_softmax_array(matmul(h, W.T) + b)
+        return log_softmax_array(all_logits(h, W, b))
 
 
 def detach(state: State) -> State:

@@ -8,12 +8,13 @@ are those of docs/lstm_backward.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from autograd import Function, Variable
-from autograd.backend import get_array_module
+from autograd.backend import accumulation_dtype, get_array_module
 from autograd.parallel import matmul_rows
 from minilstm.lstm import F, O, checked_sizes, local_derivatives, run_backward, run_forward, sigmoid_from_tanh
 from minilstm.lstm_cell import FORGET_BIAS, epsilon_for
@@ -33,7 +34,7 @@ class LayerNormLSTM(Function):
         shift = gate_shift.reshape(4, H).copy()
         shift[F] += FORGET_BIAS
         halved_gain, halved_shift = gate_gain * factor, shift.reshape(-1) * factor
-        wide = np.promote_types(x.dtype, np.float32)  # statistics of float16 are taken in float32
+        wide = accumulation_dtype(x.dtype)  # statistics of float16 are taken in float32
         normal = xp.empty((T, B, 4 * H), x.dtype)  # first the pre-activations, then they, normalised
         gates, inverse_std = xp.empty_like(normal), xp.empty((T, B, 4, 1), wide)
         normal_c, c_inverse_std = xp.empty((T, B, H), x.dtype), xp.empty((T, B, 1), wide)
@@ -125,11 +126,13 @@ def normalize(x: Any, inverse_std: Any, epsilon: float, scratch: Any) -> None:
         inverse_std: (…, 1), receives 1 / √(variance + epsilon).
         scratch: of x's shape, written over.
     """
-    xp, D, wide = get_array_module(x), x.shape[-1], inverse_std.dtype
-    mean = xp.add.reduce(x, axis=-1, dtype=wide, keepdims=True, out=inverse_std)
+    if x.dtype != inverse_std.dtype:
+        return _in_float32(x, normalize, inverse_std, epsilon, scratch)
+    xp, D = get_array_module(x), x.shape[-1]
+    mean = xp.add.reduce(x, axis=-1, keepdims=True, out=inverse_std)
     mean /= D
     x -= mean
-    xp.multiply(x, x, out=scratch, dtype=wide)
+    xp.multiply(x, x, out=scratch)
     variance = xp.add.reduce(scratch, axis=-1, keepdims=True, out=inverse_std)
     variance /= D
     variance += epsilon
@@ -152,16 +155,25 @@ def undo_normalization(dy: Any, z: Any, gain: Any, inverse_std: Any, scratch: An
         dy, z: (…, D). gain: what z was multiplied with. inverse_std: (…, 1), as `normalize` gave it.
         scratch: of dy's shape, mean: (…, 1), written over.
     """
-    xp, D, wide = get_array_module(dy), dy.shape[-1], scratch.dtype
+    if dy.dtype != scratch.dtype:
+        return _in_float32(dy, undo_normalization, z, gain, inverse_std, scratch, mean)
+    xp, D = get_array_module(dy), dy.shape[-1]
     dy *= gain  # (42)
-    xp.add.reduce(xp.multiply(dy, z, out=scratch, dtype=wide), axis=-1, keepdims=True, out=mean)
+    xp.add.reduce(xp.multiply(dy, z, out=scratch), axis=-1, keepdims=True, out=mean)
     mean /= D
     xp.multiply(z, mean, out=scratch)
-    xp.add.reduce(dy, axis=-1, dtype=wide, keepdims=True, out=mean)
+    xp.add.reduce(dy, axis=-1, keepdims=True, out=mean)
     mean /= D
     scratch += mean
     dy -= scratch
     dy *= inverse_std  # (43)
+
+
+def _in_float32(x: Any, function: Callable[..., None], *args: Any) -> None:
+    """function(x, *args) on float16 x as if it were float32: differences are taken before anything rounds."""
+    wide = x.astype(np.float32)
+    function(wide, *args)
+    x[...] = wide
 
 
 def layer_norm_lstm(

@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from autograd import Function, ShapeError, Variable
-from autograd.backend import get_array_module
+from autograd.backend import accumulation_dtype, get_array_module
 
 
 class ActivationRegularization(Function):
+    is_sum = True
+
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha
 
@@ -22,10 +24,12 @@ class ActivationRegularization(Function):
 
     def backward(self, dy):
         (h,) = self.saved
-        return h * (dy * (2 * self.alpha / max(h.size, 1)))  # (63)
+        return (h * (dy * (2 * self.alpha / max(h.size, 1)))).astype(h.dtype, copy=False)  # (63)
 
 
 class TemporalActivationRegularization(Function):
+    is_sum = True
+
     def __init__(self, beta: float) -> None:
         self.beta = beta
 
@@ -42,14 +46,14 @@ class TemporalActivationRegularization(Function):
         dh = get_array_module(change).zeros(self.inputs[0].shape, change.dtype)
         dh[1:] = change
         dh[:-1] -= change  # (64)
-        return dh
+        return dh.astype(self.inputs[0].dtype, copy=False)
 
 
 def _scaled_mean_square(x: Any, scale: float) -> Any:
-    """scale · mean(x²) in the dtype of x, summed in double precision; 0 if x is empty."""
-    xp = get_array_module(x)
-    squares = xp.square(x).sum(dtype="float64")
-    return xp.asarray(scale * squares / max(x.size, 1), x.dtype)
+    """scale · mean(x²) in the dtype of x, float32 of float16, summed in double precision; 0 if x is empty."""
+    xp, dtype = get_array_module(x), accumulation_dtype(x.dtype)
+    squares = xp.square(x, dtype=dtype).sum(dtype="float64")
+    return xp.asarray(scale * squares / max(x.size, 1), dtype)
 
 
 def activation_regularization(h: Any, alpha: float) -> Variable:

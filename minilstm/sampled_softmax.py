@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autograd import Function, InputError, Variable
-from autograd.backend import get_array_module
+from autograd.backend import accumulation_dtype, get_array_module
 from autograd.functions.embedding import add_rows, as_ids, check_ids
 from autograd.mode import is_backprop_enabled
-from minilstm.tied_softmax import ScoredRows, SoftmaxBlocks, check_loss_inputs
+from minilstm.tied_softmax import ScoredRows, SoftmaxBlocks, check_loss_inputs, row_products
 
 MAX_DRAWS = 1 << 20
 """Draws made at once, so that the memory stays bounded when almost every word is asked for."""
@@ -109,6 +109,8 @@ def check_sorted_by_frequency(counts: Any) -> None:
 
 
 class SampledSoftmaxLoss(Function):
+    is_sum = True
+
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
 
@@ -120,31 +122,35 @@ class SampledSoftmaxLoss(Function):
         blocks = SoftmaxBlocks(h, W[ids], self._corrected(b, ids))
         sums = blocks.sums_of_exp(keep=is_backprop_enabled())
         target_rows = W[targets]
-        d = xp.log(sums) - xp.einsum("ne,ne->n", h, target_rows) - self._corrected(b, targets)
+        d = xp.log(sums) - row_products(h, target_rows) - self._corrected(b, targets)
         if blocks.shift is not None:
             d += blocks.shift
         hit = xp.isin(targets, ids)
         losses = xp.where(hit, d, xp.logaddexp(0, d))  # (68)
-        slope = xp.where(hit, 1, xp.exp(d - losses)).astype(h.dtype)  # (69)
+        slope = xp.where(hit, 1, xp.exp(d - losses)).astype(sums.dtype)  # (69)
         self.save(blocks, sums, slope, ids, targets, target_rows, scored)
-        return scored.mean(losses.astype(h.dtype, copy=False))
+        return scored.mean(losses.astype(sums.dtype, copy=False))
 
     def backward(self, dloss):
         blocks, sums, slope, ids, targets, target_rows, scored = self.saved
         xp, h = get_array_module(sums), blocks.h
-        slope = slope * (dloss / scored.count)
-        drawn_dW, drawn_db = xp.empty_like(blocks.W), xp.empty_like(blocks.b)
-        dh = blocks.gradients(slope / sums, (drawn_dW, True), (drawn_db, True))
+        drawn_dW, drawn_db = (xp.empty(array.shape, blocks.dtype) for array in (blocks.W, blocks.b))
+        drawn, scale = ((drawn_dW, True), (drawn_db, True)), dloss / scored.count
+        if h.dtype == "float16":
+            dh = blocks.half_gradients(sums, scale, *drawn, weights=slope)
+        slope = slope * scale
+        if h.dtype != "float16":
+            dh = blocks.gradients(slope / sums, *drawn)
         dh -= slope[:, None] * target_rows  # (70)
         dW = self._scatter(1, ids, drawn_dW, targets, h * -slope[:, None])
         db = self._scatter(2, ids, drawn_db, targets, -slope)
-        return scored.spread(dh), dW, db, None
+        return scored.spread(dh.astype(h.dtype, copy=False)), dW, db, None
 
     def _scatter(self, index: int, ids: Any, drawn: Any, targets: Any, of_targets: Any) -> Any:
         """The gradient of the matrix or of the bias: only the rows of drawn words and targets are not 0."""
         if not self.needs_grad(index):
             return None
-        target, unwritten = self.grad_target(index, like=drawn)
+        target, unwritten = self.grad_target(index, like=self.saved[0].h)
         if unwritten:
             target[...] = 0
         target[ids] += drawn  # each id stands once
@@ -154,7 +160,7 @@ class SampledSoftmaxLoss(Function):
     def _corrected(self, b: Any, ids: Any) -> Any:
         """(len(ids)): the bias of these words, less the log of their expected counts."""
         counts = LogUniformSampler(len(b)).expected_count(ids, self.sample.num_tries)
-        return b[ids] - get_array_module(b).log(counts).astype(b.dtype)  # (67)
+        return b[ids] - get_array_module(b).log(counts).astype(accumulation_dtype(b.dtype))  # (67)
 
     def _check(self, h: Any, W: Any, b: Any, targets: Any) -> None:
         check_loss_inputs(self.label, h, W, b, targets)

@@ -13,6 +13,9 @@ With l = h Wᵀ (without the bias), e = exp(l), and for every row n of h
 
 so bias and normalisation act on the thin matrices W, h and never on the wide block, whose only elementwise
 operation is exp. See docs/lstm_backward.md, equations (20) to (25).
+
+In float16 the logits and all of the above stay float32, but the gradients of the logits are rounded to
+float16 for their products, and have a scale of their own there: see `SoftmaxBlocks.half_gradients`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from autograd import Function, ShapeError, Variable
-from autograd.backend import get_array_module, matmul
+from autograd.backend import accumulation_dtype, get_array_module, matmul
 from autograd.functions.embedding import add_rows, as_ids, check_ids
 from autograd.functions.loss import IGNORE
 from autograd.mode import is_backprop_enabled, no_backprop_mode
@@ -36,9 +39,15 @@ SAFE_SUMS = (1e-20, 1e20)
 SAFE_BIAS = 20.0
 """While every S and |b| lie within these, exp needs no shift: what counts in S has e = exp(log S - b ± 16)
 between exp(-82) and exp(66) (16 being float32's precision), and float32 holds exp(±87)."""
+LOGIT_GRADIENT_SCALE = 2.0**12
+"""What gradients of logits, q - [v = y] within ±1, are multiplied with while they are float16: a probability
+is then told from 0 down to 2^-37, and has all its 11 bits down to 2^-26. With the mean's 1/N instead, almost
+all of 268 thousand words' would round to 0."""
 
 
 class TiedSoftmaxLoss(Function):
+    is_sum = True
+
     def __init__(self, block_size: int = BLOCK_WORDS) -> None:
         self.block_size = block_size
 
@@ -53,7 +62,7 @@ class TiedSoftmaxLoss(Function):
         rows, scored = self.saved
         dW, db = (self.grad_target(index, like) for index, like in ((1, rows.blocks.W), (2, rows.blocks.b)))
         dh = rows.gradients(dloss / scored.count, dW, db)
-        return scored.spread(dh), dW[0], db[0], None
+        return scored.spread(dh.astype(rows.blocks.h.dtype, copy=False)), dW[0], db[0], None
 
 
 def check_loss_inputs(name: str, h: Any, W: Any, b: Any, targets: Any, lowest: int = IGNORE) -> None:
@@ -118,14 +127,14 @@ class CrossEntropy:
         block_size: words in a block.
 
     Attributes:
-        losses: (N), in nats.
+        losses: (N), in nats; float32 of float16.
     """
 
     def __init__(self, h: Any, W: Any, b: Any, targets: Any, block_size: int = BLOCK_WORDS) -> None:
         xp = get_array_module(h)
         self.blocks, self.targets = SoftmaxBlocks(h, W, b, block_size), targets
         self.sums = self.blocks.sums_of_exp(keep=is_backprop_enabled())
-        target_logits = xp.einsum("ne,ne->n", h, W[targets]) + b[targets]
+        target_logits = row_products(h, W[targets]) + b[targets]
         self.losses = xp.log(self.sums) - target_logits  # (22)
         if self.blocks.shift is not None:
             self.losses += self.blocks.shift
@@ -136,8 +145,13 @@ class CrossEntropy:
         Args:
             scale: a number.
             dW, db: (array, unwritten) as `Function.grad_target` gives them; written or added to.
+
+        Returns:
+            dh (N, E), float32 of float16: others may still be added to it.
         """
         h, W, b = self.blocks.h, self.blocks.W, self.blocks.b
+        if h.dtype == "float16":
+            return self.blocks.half_gradients(self.sums, scale, dW, db, targets=self.targets)
         dh = self.blocks.gradients(scale / self.sums, dW, db)
         dh -= scale * W[self.targets]  # the targets' part of (23)
         add_rows(dW[0], self.targets, h * -scale)  # of (24)
@@ -153,11 +167,12 @@ class SoftmaxBlocks:
         block_size: words in a block.
 
     Attributes:
+        dtype: of logits, exponentials and sums: h's, but float32 for float16.
         shift: (N) subtracted from each row of logits before exp, or None while none is needed.
     """
 
     def __init__(self, h: Any, W: Any, b: Any, block_size: int = BLOCK_WORDS) -> None:
-        self.h, self.W, self.b = h, W, b
+        self.h, self.W, self.b, self.dtype = h, W, b, accumulation_dtype(h.dtype)
         threads = num_threads() if get_array_module(h) is np else 1
         self.block_size = block_size
         self.shift: Any = None
@@ -182,7 +197,7 @@ class SoftmaxBlocks:
 
     def _sums(self, keep: bool) -> Any:
         def part_sums(part: slice) -> Any:
-            total = get_array_module(self.h).zeros(len(self.h), self.h.dtype)
+            total = get_array_module(self.h).zeros(len(self.h), self.dtype)
             for words, e in self._exponentials(part, keep):
                 total += matmul(e, self._exp_bias(words))  # (21)
             return total
@@ -192,9 +207,10 @@ class SoftmaxBlocks:
     def _row_maxima(self) -> Any:
         """The largest logit of each row, bias included."""
         xp = get_array_module(self.h)
-        highest = xp.full(len(self.h), -np.inf, self.h.dtype)
+        highest = xp.full(len(self.h), -np.inf, self.dtype)
         for words in self._words(slice(0, len(self.W))):
-            xp.maximum(highest, (matmul(self.h, self.W[words].T) + self.b[words]).max(axis=1), out=highest)
+            logits = all_logits(self.h, self.W[words], self.b[words])
+            xp.maximum(highest, logits.max(axis=1), out=highest)
         return highest
 
     def gradients(self, row_scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool]) -> Any:
@@ -223,6 +239,54 @@ class SoftmaxBlocks:
         dh *= row_scale[:, None]
         return dh
 
+    def half_gradients(
+        self,
+        sums: Any,
+        scale: Any,
+        dW: tuple[Any, bool],
+        db: tuple[Any, bool],
+        weights: Any = None,
+        targets: Any = None,
+    ) -> Any:
+        """`gradients` for float16, from the gradients of the logits as tensor cores want them: in float16.
+
+        For row n and word v that is G_nv = K w_n (q_nv - [v = y_n]), with q the probabilities and K the
+        `LOGIT_GRADIENT_SCALE`; the products with G are summed in float32, and there scale / K comes in.
+
+        Args:
+            sums: (N), as `sums_of_exp` gave them.
+            scale: d(root)/d(loss of a row), a number; the loss scale and the mean's 1/N are in it.
+            dW, db: (array, unwritten) as for `gradients`.
+            weights: w (N), within [0, 1]; None: all of them 1.
+            targets: y (N); None: the caller sees to them.
+
+        Returns:
+            dh (N, E), float32.
+        """
+        xp, alpha = get_array_module(self.h), float(scale) / LOGIT_GRADIENT_SCALE
+        row_scale = LOGIT_GRADIENT_SCALE / sums
+        if weights is not None:
+            row_scale *= weights
+        order = None if targets is None else xp.argsort(targets, kind="stable")
+        ones = xp.ones(len(self.h), self.h.dtype)
+
+        def part_gradients(part: slice) -> Any:
+            dh = xp.zeros(self.h.shape, self.dtype)
+            for words, e in self._exponentials(part):
+                G = e * row_scale[:, None]
+                G *= self._exp_bias(words)
+                if order is not None:
+                    self._subtract_targets(G, words, targets, order)
+                G = G.astype(self.h.dtype)
+                matmul(G, self.W[words], out=dh, accumulate=True)  # (23)
+                matmul(G.T, self.h, out=dW[0][words], accumulate=not dW[1], alpha=alpha)  # (24)
+                matmul(ones, G, out=db[0][words], accumulate=not db[1], alpha=alpha)  # (25)
+            return dh
+
+        dh = sum(run_parts(part_gradients, self.parts))
+        dh *= alpha
+        return dh
+
     def _words(self, part: slice) -> list[slice]:
         starts = range(part.start, part.stop, self.block_size)
         return [slice(start, min(start + self.block_size, part.stop)) for start in starts]
@@ -230,7 +294,7 @@ class SoftmaxBlocks:
     def _exponentials(self, part: slice, keep: bool = False) -> Any:
         """(words, exp(h W[words]ᵀ - shift)) for each block; unless kept, the array is reused by the next."""
         xp = get_array_module(self.h)
-        rows, dtype = len(self.h), self.h.dtype
+        rows, dtype = len(self.h), self.dtype
         words_kept = self._words_kept(part) if keep else 0
         # Two large arrays and not one a block: the operating system gives them large pages.
         kept, reused = (xp.empty(rows * width, dtype) for width in (words_kept, self.block_size))
@@ -249,7 +313,7 @@ class SoftmaxBlocks:
     def _words_kept(self, part: slice) -> int:
         """How many words of a part fit into its share of `KEPT_BYTES`."""
         share = KEPT_BYTES // len(self.parts)
-        return min(share // max(len(self.h) * self.h.itemsize, 1), part.stop - part.start)
+        return min(share // max(len(self.h) * self.dtype.itemsize, 1), part.stop - part.start)
 
     def _exponentiate(self, words: slice, out: Any) -> None:
         xp = get_array_module(self.h)
@@ -261,8 +325,28 @@ class SoftmaxBlocks:
 
     def _exp_bias(self, words: slice) -> Any:
         """exp(b), or ones where a shift made the bias part of the exponent."""
-        xp = get_array_module(self.b)
-        return xp.exp(self.b[words]) if self.shift is None else xp.ones_like(self.b[words])
+        xp, b = get_array_module(self.b), self.b[words].astype(self.dtype, copy=False)
+        return xp.exp(b) if self.shift is None else xp.ones_like(b)
+
+    def _subtract_targets(self, G: Any, words: slice, targets: Any, order: Any) -> None:
+        """K off G where a row's target is among a block's words; `order` sorts the targets."""
+        xp = get_array_module(targets)
+        first, last = xp.searchsorted(targets[order], xp.asarray([words.start, words.stop]))
+        rows = order[int(first) : int(last)]
+        G[rows, targets[rows] - words.start] -= LOGIT_GRADIENT_SCALE
+
+
+def row_products(x: Any, y: Any) -> Any:
+    """x_n · y_n (N) for x, y (N, E); float32 of float16."""
+    return get_array_module(x).einsum("ne,ne->n", x, y, dtype=accumulation_dtype(x.dtype))
+
+
+def all_logits(h: Any, W: Any, b: Any) -> Any:
+    """h Wᵀ + b (N, V), whole; float32 of float16."""
+    logits = get_array_module(h).empty((len(h), len(W)), accumulation_dtype(h.dtype))
+    matmul(h, W.T, out=logits)
+    logits += b
+    return logits
 
 
 def assign_or_add(target: tuple[Any, bool], index: slice, values: Any) -> None:
@@ -289,7 +373,7 @@ def tied_softmax_loss(h: Any, W: Any, b: Any, targets: Any, block_size: int = BL
         block_size: words in a block.
 
     Returns:
-        The mean over the scored rows, in nats; 0 if there are none.
+        The mean over the scored rows, in nats, float32 of float16; 0 if there are none.
 
     Raises:
         ShapeError, DtypeError, InputError: sizes that do not fit, targets that are no ids or out of range.
@@ -310,7 +394,7 @@ def tied_token_losses(h: Any, W: Any, b: Any, targets: Any, block_size: int = BL
         block_size: words in a block.
 
     Returns:
-        (N) in nats, of h's dtype.
+        (N) in nats, of h's dtype; float32 of float16.
 
     Raises:
         ShapeError, InputError: sizes that do not fit, targets out of range.

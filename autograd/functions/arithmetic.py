@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autograd.backend import get_array_module
+from autograd.backend import accumulation_dtype, get_array_module
 from autograd.function import Function
 from autograd.variable import Variable
 
@@ -15,7 +15,8 @@ def sum_to(gradient: Any, shape: tuple[int, ...]) -> Any:
         return gradient
     added = gradient.ndim - len(shape)
     repeated = tuple(axis + added for axis, size in enumerate(shape) if size == 1)
-    return gradient.sum(axis=tuple(range(added)) + repeated).reshape(shape)
+    total = gradient.sum(axis=tuple(range(added)) + repeated, dtype=accumulation_dtype(gradient.dtype))
+    return total.reshape(shape).astype(gradient.dtype, copy=False)
 
 
 def _operands(x: Any, y: Any) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from autograd.backend import get_array_module
+from autograd.backend import accumulation_dtype, get_array_module
 from autograd.errors import ShapeError
 from autograd.function import Function
 from autograd.functions.arithmetic import sum_to
@@ -44,12 +44,13 @@ class GetItem(Function):
 
     def backward(self, dy):
         xp = get_array_module(dy)
-        dx = xp.zeros(self.inputs[0].shape, dy.dtype)
         if _picks_each_once(self.index):
+            dx = xp.zeros(self.inputs[0].shape, dy.dtype)
             dx[self.index] = dy
-        else:
-            xp.add.at(dx, self.index, dy)
-        return dx
+            return dx
+        dx = xp.zeros(self.inputs[0].shape, accumulation_dtype(dy.dtype))
+        xp.add.at(dx, self.index, dy)
+        return dx.astype(dy.dtype, copy=False)
 
 
 def _picks_each_once(index: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autograd.backend import get_array_module
+from autograd.backend import accumulation_dtype, get_array_module
 from autograd.errors import DtypeError, InputError, ShapeError
 from autograd.function import Function
 from autograd.variable import Variable, as_variable
@@ -35,7 +35,8 @@ def add_rows(target: Any, ids: Any, rows: Any) -> None:
     """target[ids[n]] += rows[n] for every n, where an id may come more than once; in a fixed order.
 
     The ids are sorted and each run of equal ones summed by one reduction, which is several times faster
-    than ufunc.at and, unlike atomics on a GPU, always adds in the same order.
+    than ufunc.at and, unlike atomics on a GPU, always adds in the same order. Runs of float16 rows are summed
+    in float32 and rounded once, where they join the target.
     """
     if not ids.size:
         return
@@ -43,7 +44,9 @@ def add_rows(target: Any, ids: Any, rows: Any) -> None:
     order = xp.argsort(ids, kind="stable")
     in_order = ids[order]
     starts = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), in_order[1:] != in_order[:-1]]))
-    target[in_order[starts]] += xp.add.reduceat(rows[order], starts, axis=0)
+    target[in_order[starts]] += xp.add.reduceat(
+        rows[order], starts, axis=0, dtype=accumulation_dtype(rows.dtype)
+    )
 
 
 class Embedding(Function):

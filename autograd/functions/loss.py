@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autograd.backend import get_array_module
+from autograd.backend import accumulation_dtype, get_array_module
 from autograd.errors import ShapeError
 from autograd.function import Function
 from autograd.functions.embedding import as_ids, check_ids
@@ -15,13 +15,19 @@ IGNORE = -1
 
 
 def log_softmax_array(logits: Any) -> Any:
-    """logits - log(sum(exp(logits))) over the last axis, on plain arrays, without overflow."""
+    """logits - log(sum(exp(logits))) over the last axis, on plain arrays, without overflow.
+
+    Of float16 it is float32: float16 has three digits, too few for a log-probability of some -15.
+    """
     xp = get_array_module(logits)
+    logits = logits.astype(accumulation_dtype(logits.dtype), copy=False)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 class LogSoftmax(Function):
+    is_sum = True
+
     def forward(self, x):
         y = log_softmax_array(x)
         self.save(y)
@@ -29,10 +35,13 @@ class LogSoftmax(Function):
 
     def backward(self, dy):
         (y,) = self.saved
-        return dy - get_array_module(y).exp(y) * dy.sum(axis=-1, keepdims=True)
+        dx = dy - get_array_module(y).exp(y) * dy.sum(axis=-1, keepdims=True)
+        return dx.astype(self.inputs[0].dtype, copy=False)
 
 
 class SoftmaxCrossEntropy(Function):
+    is_sum = True
+
     def forward(self, logits, targets):
         if logits.ndim < 1 or logits.shape[:-1] != targets.shape:
             raise ShapeError(
@@ -54,11 +63,11 @@ class SoftmaxCrossEntropy(Function):
         dlogits[scored] = xp.exp(rows[scored])
         dlogits[scored, targets[scored]] -= 1
         dlogits *= dloss / max(scored.size, 1)
-        return dlogits.reshape(self.inputs[0].shape), None
+        return dlogits.reshape(self.inputs[0].shape).astype(self.inputs[0].dtype, copy=False), None
 
 
 def log_softmax(x: Any) -> Variable:
-    """log of the softmax over the last axis."""
+    """log of the softmax over the last axis; float32 of float16."""
     return LogSoftmax().apply(x)
 
 
@@ -70,7 +79,7 @@ def softmax_cross_entropy(logits: Any, targets: Any) -> Variable:
         targets: integers (…), each in [0, V), or -1 for one that is not scored.
 
     Returns:
-        A single number, in nats; 0 if nothing is scored.
+        A single number, in nats, float32 for float16 logits; 0 if nothing is scored.
 
     Raises:
         ShapeError, DtypeError, InputError: targets that do not fit, are not integers, or out of range.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autograd.backend import get_array_module
+from autograd.backend import accumulation_dtype, get_array_module
 from autograd.function import Function
 from autograd.variable import Variable
 
@@ -16,7 +16,7 @@ class LayerNormalization(Function):
     def forward(self, x, gain, shift):
         self.check_shape("gain", gain.shape, x.shape[-1:], f"x is {x.shape}")
         self.check_shape("shift", shift.shape, x.shape[-1:], f"x is {x.shape}")
-        wide = x.dtype if x.dtype == "float64" else "float32"  # statistics of float16 are taken in float32
+        wide = accumulation_dtype(x.dtype)  # statistics of float16 are taken in float32
         centred = x - x.mean(axis=-1, keepdims=True, dtype=wide)
         variance = (centred * centred).mean(axis=-1, keepdims=True, dtype=wide)
         inverse_std = 1 / get_array_module(x).sqrt(variance + variance.dtype.type(self.epsilon))
@@ -28,15 +28,17 @@ class LayerNormalization(Function):
         # With z the normalised x: dx = (dz - mean(dz) - z · mean(dz · z)) / std; the two means are what
         # flows back through the mean and through the variance.
         z, inverse_std, gain = self.saved
+        xp, wide = get_array_module(dy), inverse_std.dtype
         dz = dy * gain  # (42)
-        wide = inverse_std.dtype
         dx = (
             dz
             - dz.mean(axis=-1, keepdims=True, dtype=wide)
-            - z * (dz * z).mean(axis=-1, keepdims=True, dtype=wide)
-        )  # (43)
+            - z * xp.multiply(dz, z, dtype=wide).mean(axis=-1, keepdims=True)
+        ) * inverse_std  # (43)
         rows = tuple(range(dy.ndim - 1))
-        return (dx * inverse_std).astype(z.dtype), (dy * z).sum(axis=rows), dy.sum(axis=rows)  # (44)
+        d_gain = xp.multiply(dy, z, dtype=wide).sum(axis=rows)  # (44)
+        d_shift = dy.sum(axis=rows, dtype=wide)
+        return tuple(gradient.astype(z.dtype, copy=False) for gradient in (dx, d_gain, d_shift))
 
 
 def layer_normalization(x: Any, gain: Any, shift: Any, epsilon: float = 1e-5) -> Variable:

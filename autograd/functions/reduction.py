@@ -16,7 +16,7 @@ class Sum(Function):
         self.axis, self.keepdims = axis, keepdims
 
     def forward(self, x):
-        return get_array_module(x).asarray(x.sum(axis=self.axis, keepdims=self.keepdims))
+        return _reduced(x, x.sum, self.axis, self.keepdims)
 
     def backward(self, dy):
         return _spread(dy, self.inputs[0].shape, self.axis, self.keepdims)
@@ -27,12 +27,20 @@ class Mean(Function):
         self.axis, self.keepdims = axis, keepdims
 
     def forward(self, x):
-        y = get_array_module(x).asarray(x.mean(axis=self.axis, keepdims=self.keepdims))
+        y = _reduced(x, x.mean, self.axis, self.keepdims)
         self.count = x.size // max(y.size, 1)
         return y
 
     def backward(self, dy):
         return _spread(dy / self.count, self.inputs[0].shape, self.axis, self.keepdims)
+
+
+def _reduced(x: Any, reduce: Any, axis: Axes, keepdims: bool) -> Any:
+    """x.sum or x.mean as an array; of float16 it is made in float32 and rounded once."""
+    if x.dtype != "float16":
+        return get_array_module(x).asarray(reduce(axis=axis, keepdims=keepdims))
+    total = reduce(axis=axis, keepdims=keepdims, dtype="float32")
+    return get_array_module(x).asarray(total, dtype=x.dtype)
 
 
 def _spread(dy: Any, shape: tuple[int, ...], axis: Axes, keepdims: bool) -> Any:
