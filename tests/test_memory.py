@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from autograd.parallel import num_threads
-from minilstm import LanguageModel, ModelConfig
+from minilstm import LanguageModel, MaskStream, ModelConfig
+from train.communicator import SingleProcess
 from train.config import TrainConfig
 from train.memory import FLOAT_BYTES, describe, memory_parts
+from train.mixed_precision import Backoff
+from train.optimizers import SGD
+from train.step import TrainingStep
 
 V, E, H, T, B = 2000, 48, 64, 30, 16
 KEEP_PROBS = [name for name in ModelConfig.__dataclass_fields__ if name.endswith("_keep_prob")]
@@ -51,6 +55,31 @@ def test_it_is_what_a_step_allocates(knobs):
     config = ModelConfig(**{"vocab_size": V, "embedding_size": E, "hidden_size": H, "num_layers": 3, **knobs})
     tolerance = 0.06 if num_threads() == 1 else 0.2  # threads need not hold their blocks at one time
     assert reckoned(config) == pytest.approx(allocated(config), rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{}, EVERY_STEP, {"layer_norm": True}, {"softmax": "sampled", "num_samples": 400}],
+    ids=lambda knobs: "-".join(knobs) if len(knobs) < 3 else f"{len(knobs)} knobs",
+)
+def test_so_it_is_in_mixed_precision(knobs):
+    """What a whole step allocates beyond the weights and gradients that are there twice."""
+    config = ModelConfig(**{"vocab_size": V, "embedding_size": E, "hidden_size": H, "num_layers": 3, **knobs})
+    text = np.random.default_rng(0).integers(0, V, (T + 1, B))
+    model = LanguageModel(config)
+    optimizer = SGD(model.flat_parameters, threads=1)
+    step = TrainingStep(model, optimizer, SingleProcess(), scaler=Backoff())
+    for window in range(2):
+        tracemalloc.start()
+        step(text[:-1], text[1:], None, MaskStream(0, window), 0.1)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    parts = memory_parts(config, TrainConfig(window=T, batch_size=B, precision="mixed"), B)
+    size = config.num_parameters()
+    assert (parts["parameters"], parts["float16 parameters"]) == (4 * size, 2 * size)
+    assert (parts["gradients"], parts["float16 gradients"]) == (4 * size, 2 * size)
+    tolerance = 0.06 if num_threads() == 1 else 0.2
+    assert parts["activations"] + parts["softmax blocks"] == pytest.approx(peak, rel=tolerance)
 
 
 @pytest.mark.parametrize(

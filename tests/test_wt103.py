@@ -190,7 +190,6 @@ def refused(tmp_path, *arguments):
         (["--set", "encoder_emb_keep_prob=0"], "encoder_emb_keep_prob must be .* got 0"),
         (["--set", "encoder_emb_keep_prob=1.5"], "a dropout in \\[0, 1\\); got 1.5"),
         (["--device", "cuda"], "device cuda needs|this version trains on cpu alone"),
-        (["--precision", "mixed"], "this version trains in float32 alone"),
         (["--data", "no-such-text"], "no-such-text"),
         (
             ["--data", "no-such-text", "--set=schedule=cosine", "--set=warmup_steps=9", "--max-steps", "9"],

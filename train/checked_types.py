@@ -24,6 +24,7 @@ Seed = Annotated[int, Rule("a whole number from 0 to 2^63 - 1", lambda n: 0 <= n
 AboveZero = Annotated[float, Rule("a number above 0", lambda x: x > 0)]
 AtLeastZero = Annotated[float, Rule("a number of at least 0", lambda x: x >= 0)]
 Fraction = Annotated[float, Rule("a number in [0, 1)", lambda x: 0 <= x < 1)]
+LossScale = Annotated[float, Rule("a number from 1 to 65536", lambda x: 1 <= x <= 2**16)]
 NonEmpty = Annotated[str, Rule("a text in UTF-8, not empty", lambda text: text.strip() != "")]
 RisingCounts = Annotated[
     tuple[int, ...],

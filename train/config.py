@@ -23,6 +23,7 @@ from train.checked_types import (
     Count,
     CountOrOff,
     Fraction,
+    LossScale,
     NonEmpty,
     RisingCounts,
     Sections,
@@ -98,6 +99,9 @@ class TrainConfig:
     seed: Seed = 0  # of the initial weights, of every dropout mask and of every window
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["float32", "mixed"] = "float32"
+    loss_scaler: Literal["backoff", "log_max"] = "backoff"  # mixed: what chooses the scale of the loss
+    initial_loss_scale: LossScale = 16384.0  # mixed: the first one; log_max never goes above 2^14
+    loss_scale_growth_steps: Count = 2000  # mixed, backoff: steps without overflow that double the scale
 
     def __post_init__(self) -> None:
         for name, kind in field_kinds(TrainConfig).items():
@@ -139,6 +143,11 @@ class TrainConfig:
                 self.variable_window and not self.carry_state,
                 "variable_window needs carry_state=true: it varies where a carried state's gradient is cut; "
                 "set one of the two otherwise, or random_start=true for cuts that vary without a state",
+            ),
+            (
+                self.loss_scaler == "log_max" and self.initial_loss_scale > 2**14,
+                "initial_loss_scale must be at most 16384 with loss_scaler 'log_max', which never goes "
+                f"above; got {self.initial_loss_scale:g}; lower it, or set loss_scaler='backoff'",
             ),
             (
                 self.momentum > 0 and self.optimizer != "sgd",
@@ -192,6 +201,18 @@ class RunConfig:
                 "leave vocab_size out, or give the data that it was set for"
             )
         return _model_config_class()(**{**self.model, "vocab_size": configured})
+
+    def with_epsilon_of_precision(self) -> RunConfig:
+        """The same configuration, with the epsilon that layer normalisation needs in float16 written down.
+
+        The float32 masters of a mixed run must compute the function that its float16 copies learn.
+        """
+        from minilstm.lstm_cell import epsilon_for  # here, not above: the flags and --help need no model
+
+        left_open = self.model["layer_norm"] and not self.model["layer_norm_epsilon"]
+        if not left_open or self.train.precision == "float32":
+            return self
+        return dataclasses.replace(self, model={**self.model, "layer_norm_epsilon": epsilon_for("float16")})
 
     def with_vocab_size(self, vocab_size: int) -> RunConfig:
         """The same configuration, with the vocabulary's size filled in; raises as `model_config` does."""

@@ -35,7 +35,7 @@ _FLAG_HELP = {
     "max_steps": "end after this many updates; 0: the epochs decide",
     "max_tokens": "end after this many training tokens; 0: the epochs decide",
     "device": "cpu; cuda is not there yet",
-    "precision": "float32; mixed is not there yet",
+    "precision": "mixed computes in float16 and learns in float32: docs/mixed_precision.md",
 }
 
 

@@ -7,7 +7,7 @@ from minilstm import ModelConfig
 from minilstm.tied_softmax import BLOCK_WORDS, KEPT_BYTES
 from train.config import TrainConfig
 
-FLOAT_BYTES = 4
+FLOAT_BYTES, HALF_BYTES = 4, 2
 INTERPRETER = 60 << 20
 """Python with NumPy and h5py loaded, measured."""
 
@@ -17,7 +17,10 @@ def memory_parts(model: ModelConfig, train: TrainConfig, rows: int) -> dict[str,
 
     It follows the arrays of one training step (minilstm/lstm.py, minilstm/tied_softmax.py): gates, outputs,
     cells and masks of every layer are held from the forward to the backward pass, blocks of logits are not.
+    In mixed precision weights and gradients are there twice, and activations take half; what a layer or the
+    softmax takes for as long as it runs is float32 on a CPU, which multiplies nothing else.
     """
+    bytes_of_activation = FLOAT_BYTES if train.precision == "float32" else HALF_BYTES
     parameters = model.num_parameters()
     steps = train.window * rows // train.accumulate
     moments = {"adam": 2, "nt_asgd": 1}.get(train.optimizer, 1 if train.momentum else 0)
@@ -26,13 +29,19 @@ def memory_parts(model: ModelConfig, train: TrainConfig, rows: int) -> dict[str,
     activations += steps * model.output_size if model.temporal_activation_regularization else 0
     softmax = _softmax_floats(model, steps)
     passing = max(_passing_floats(model, index, steps) for index in range(model.num_layers))
-    activations += max(passing - softmax, 0)  # it comes when the softmax's blocks are not there
+    passing = max(passing - softmax, 0)  # it comes when the softmax's blocks are not there
+    logit_gradients = _block_of_logits(model, steps) * (HALF_BYTES + FLOAT_BYTES)  # one multiplied as float32
+    copies = {
+        "float16 parameters": parameters * HALF_BYTES,
+        "float16 gradients": parameters * HALF_BYTES,
+    }
     return {
         "parameters": parameters * FLOAT_BYTES,
         "gradients": parameters * FLOAT_BYTES,
+        **(copies if train.precision == "mixed" else {}),
         f"{train.optimizer} moments": moments * parameters * FLOAT_BYTES,
-        "activations": activations * FLOAT_BYTES,
-        "softmax blocks": softmax * FLOAT_BYTES,
+        "activations": activations * bytes_of_activation + passing * FLOAT_BYTES,
+        "softmax blocks": softmax * FLOAT_BYTES + (logit_gradients if train.precision == "mixed" else 0),
         "interpreter": INTERPRETER,
     }
 
@@ -73,6 +82,16 @@ def _passing_floats(model: ModelConfig, index: int, steps: int) -> int:
     return max(forward, backward)
 
 
+def _block_of_logits(model: ModelConfig, steps: int) -> int:
+    """Elements of one block a thread."""
+    words = model.num_samples if model.softmax == "sampled" else model.vocab_size
+    return _softmax_threads(words) * steps * min(BLOCK_WORDS, words)
+
+
+def _softmax_threads(words: int) -> int:
+    return min(num_threads(), -(-words // BLOCK_WORDS))
+
+
 def _softmax_floats(model: ModelConfig, steps: int) -> int:
     """Exponentials that are kept, one block a thread, and rows of W and of its gradient that are gathered:
     the drawn words', or the head's."""
@@ -84,7 +103,7 @@ def _softmax_floats(model: ModelConfig, steps: int) -> int:
         softmaxes += bands  # at most: it depends on how many rows each band gets
         gathered = 2 * (model.adaptive_bands[0] + bands) * (model.output_size + 1)
     kept = min(softmaxes * KEPT_BYTES // FLOAT_BYTES, steps * words)
-    return kept + num_threads() * steps * (BLOCK_WORDS + 2 * model.output_size) + gathered
+    return kept + _softmax_threads(words) * steps * (BLOCK_WORDS + 2 * model.output_size) + gathered
 
 
 def describe(model: ModelConfig, train: TrainConfig, ranks: int) -> str:

@@ -19,6 +19,7 @@ from train.communicator import Communicator
 from train.config import RunConfig, load_run_config, to_toml
 from train.corpus import Vocabulary
 from train.files import atomic_write, exclusive_lock
+from train.mixed_precision import LossScaler
 from train.optimizers import AVERAGE, Optimizer
 
 BEST, LATEST = "best", "latest"
@@ -120,6 +121,8 @@ class Position:
     tokens: int = 0  # targets trained on, over all ranks
     loss_sum: float = 0.0  # of the steps since the last row of metrics.jsonl,
     loss_steps: int = 0  # and how many those are
+    skipped_steps: int = 0  # windows that made no update: their loss or gradient was not finite,
+    bad_steps: int = 0  # and how many of those came last, one after the other
     seconds: float = 0.0  # spent in training, over all resumptions
     best: dict[str, Any] | None = None  # the evaluation with the lowest validation loss, and its step
 
@@ -127,7 +130,7 @@ class Position:
     def of(path: Path, facts: dict[str, Any]) -> Position:
         """The position that the checkpoint at `path` holds; InputError if it is not this version's."""
         saved = facts.get("position", {})
-        missing, foreign = _OWN - saved.keys(), saved.keys() - _OWN
+        missing, foreign = _OWN - _ADDED - saved.keys(), saved.keys() - _OWN
         if missing or foreign:
             differing = [f"lacks {name}" for name in sorted(missing)]
             differing += [f"has {name}" for name in sorted(foreign)]
@@ -151,6 +154,7 @@ _ARCHITECTURE = (
     "last_hidden_size", "tied_weights", "layer_norm", "layer_norm_epsilon", "residual",
 )  # fmt: skip
 _OWN = {field.name for field in dataclasses.fields(Position)}
+_ADDED = {"skipped_steps", "bad_steps"}  # checkpoints from before there were these lack them: none was
 
 
 def save_run(
@@ -165,7 +169,7 @@ def save_run(
 
     Args:
         path: the file.
-        model: its weights, equal on every rank.
+        model: its weights, equal on every rank; in mixed precision the masters.
         facts: what `checkpoint_facts` gives.
         optimizer, state: None leaves them out, as the best weights' checkpoint does. The state's rows are
             gathered over the ranks, so the checkpoint can be resumed on another number of them.
@@ -186,13 +190,18 @@ def save_run(
 
 
 def checkpoint_facts(
-    model: LanguageModel, position: Position, fingerprint: str, streams: dict[str, Any]
+    model: LanguageModel,
+    position: Position,
+    fingerprint: str,
+    streams: dict[str, Any],
+    scaler: LossScaler | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint says in words and numbers beside its arrays.
 
     Args:
         streams: what the position and the state mean nothing without: seed, batch_size, how the windows are
             cut, and the tokens of the training split.
+        scaler: of the loss, in mixed precision.
     """
     return {
         "model": vars(model.config).copy(),
@@ -200,6 +209,7 @@ def checkpoint_facts(
         "position": vars(position).copy(),
         "streams": streams,
         "vocabulary": fingerprint,
+        **({"loss_scaler": scaler.state()} if scaler else {}),
     }
 
 
@@ -210,8 +220,17 @@ def restore_run(
     optimizer: Optimizer,
     rows: slice,
     streams: dict[str, Any],
+    scaler: LossScaler | None = None,
+    dtype: Any = np.float32,
 ) -> tuple[Position, State | None]:
     """Load weights and optimizer in place; returns the position and this rank's rows of the state.
+
+    A checkpoint does not depend on the precision that a run computes in: weights and moments are float32
+    always, and float16 are only the rows of the state.
+
+    Args:
+        scaler: of the loss, goes on as saved; a run that was float32 until then begins with its own.
+        dtype: of the state: what is computed with.
 
     Raises:
         InputError: no checkpoint, or one of another model, optimizer, vocabulary, seed, batch or text.
@@ -233,10 +252,12 @@ def restore_run(
     except InputError as error:
         raise InputError(f"{path}: {error}; resume with the optimizer that the run began with") from None
     position = Position.of(path, facts)
+    if scaler:
+        scaler.load_state(facts.get("loss_scaler"))
     if "state/0/h" not in arrays:
         return position, None
     state = [
-        (arrays[f"state/{index}/h"][rows].copy(), arrays[f"state/{index}/c"][rows].copy())
+        (arrays[f"state/{index}/h"][rows].astype(dtype), arrays[f"state/{index}/c"][rows].astype(dtype))
         for index in range(len(model.layers))
     ]
     return position, state

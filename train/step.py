@@ -1,4 +1,8 @@
-"""THE step: forward, backward, group by group of rows; average over the ranks, L2, clip, update."""
+"""THE step: forward, backward, group by group of rows; average over the ranks, L2, clip, update.
+
+In mixed precision a float16 copy of the model computes, and a scale on the loss keeps its gradients within
+float16; the numbers in brackets are the steps of train/mixed_precision.py.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from autograd.profile import span
 from minilstm import LanguageModel, MaskStream, detach
 from minilstm.language_model import State
 from train.communicator import Communicator
+from train.mixed_precision import LossScaler, MasterWeights, largest_of
 from train.optimizers import Optimizer, add_scaled, clip_factor, global_norm
 
 
@@ -26,7 +31,7 @@ class StepResult(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """False if the step was not made because its gradient is not a number."""
+        """False if the step was not made because its gradient is not a number, or overflowed."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
@@ -43,6 +48,7 @@ class TrainingStep:
             belong to rows of the whole batch: the update is that of the undivided batch, to rounding.
         l2_tied: adds ½ · l2_tied · ‖W‖² of the tied matrix to what is minimised, by its gradient l2_tied · W,
             which is clipped with the rest; the loss that is returned is without it.
+        scaler: of the loss, in mixed precision; None: the model computes with its own weights.
     """
 
     def __init__(
@@ -53,9 +59,21 @@ class TrainingStep:
         clip_norm: float = 0.0,
         accumulate: int = 1,
         l2_tied: float = 0.0,
+        scaler: LossScaler | None = None,
     ) -> None:
         self.model, self.optimizer, self.communicator = model, optimizer, communicator
         self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
+        self.scaler, self.masters = scaler, MasterWeights(model) if scaler else None
+
+    def take_weights(self) -> None:
+        """To be called when the model's weights were set by others: a copy that computes follows them."""
+        if self.masters:
+            self.masters.round_down()
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of what is computed with: a state must be of it."""
+        return (self.masters.half if self.masters else self.model).dtype
 
     @np.errstate(all="ignore")  # a run that diverges is told of by its loss and its norm
     def __call__(
@@ -67,42 +85,70 @@ class TrainingStep:
         learning_rate: float,
     ) -> StepResult:
         """inputs, targets: int (T, rows of this rank). Every rank updates alike, or none does."""
-        self.model.zero_grads()
         loss, new_state = self._backward(inputs, targets, state, masks)
         gradients = self.model.flat_gradients
         with span("allreduce"):
-            self.communicator.allreduce_mean_(gradients)
+            self.communicator.allreduce_mean_(gradients)  # (4)
             mean_loss = float(self.communicator.allreduce_sum([loss])[0]) / self.communicator.size
         with span("update"):
             # Of the averaged gradient: the same on every rank, and so is what follows.
+            largest = largest_of(gradients) if self.scaler else 0.0
             if self.l2_tied:
                 W = self.model.decoder_weight
                 add_scaled(W.grad.reshape(-1), W.data.reshape(-1), self.l2_tied)
             norm = global_norm(gradients)
             result = StepResult(mean_loss, norm, new_state)
-            if result.is_finite:
-                self.optimizer.update(gradients, learning_rate, clip_factor(norm, self.clip_norm))
+            if result.is_finite:  # (5)
+                self.optimizer.update(gradients, learning_rate, clip_factor(norm, self.clip_norm))  # (7)
+                self.take_weights()
+            if self.scaler:
+                self.scaler.update(result.is_finite, largest)  # (6)
         return result
 
     def _backward(
         self, inputs: np.ndarray, targets: np.ndarray, state: State | None, masks: MaskStream
     ) -> tuple[float, State]:
         """Mean loss of this rank's rows and their new state; their mean gradient is left in the model."""
+        computing = self.masters.half if self.masters else self.model
+        scale = self.scaler.scale if self.scaler else 1.0
+        factor = scale / self.accumulate
         size = inputs.shape[1] // self.accumulate
+        computing.zero_grads()
         losses, states = [], []
         for first in range(0, inputs.shape[1], size):
             rows = slice(first, first + size)
             part = None if state is None else [(h[rows], c[rows]) for h, c in state]
             own_masks = masks.for_rows_from(first)
-            objective, loss, new_state = self.model.objective(
+            objective, loss, new_state = computing.objective(
                 inputs[:, rows], targets[:, rows], part, own_masks
             )
-            if self.accumulate > 1:
-                objective = objective * (1 / self.accumulate)
+            if factor != 1:
+                objective = objective * factor  # (2)
             objective.backward()
+            if self.masters:
+                self.masters.take_gradients(1 / scale, add=first > 0)  # (3)
+                computing.zero_grads()
             losses.append(loss.item())
             states.append(detach(new_state))
         return sum(losses) / len(losses), _joined(states)
+
+
+def finite_state(new: State, old: State | None) -> State:
+    """The state to carry on after a step that was skipped: rows that are not finite are as they were before.
+
+    Args:
+        new: what the step left, (h, c) of shapes (B, H) per layer.
+        old: what it began with; None: zeros. Each row decides for itself, in all layers at once, so that it
+            does not matter how the rows are dealt out among ranks.
+    """
+    bad = ~np.all([np.isfinite(part).all(axis=1) for pair in new for part in pair], axis=0)
+    if not bad.any():
+        return new
+    before = [(np.zeros_like(h), np.zeros_like(c)) for h, c in new] if old is None else old
+    for pair, pair_before in zip(new, before, strict=True):
+        for part, part_before in zip(pair, pair_before, strict=True):
+            part[bad] = part_before[bad]
+    return new
 
 
 def _joined(states: list[State]) -> State:

@@ -25,6 +25,7 @@ from train.files import atomic_write
 from train.generate import as_text, generate
 from train.log import TrainingDisplay, duration, format_perplexity
 from train.metrics import MetricsLog, read_metrics
+from train.mixed_precision import LossScaler, make_loss_scaler
 from train.optimizers import NTASGD, SGD, Adam, Optimizer
 from train.profile import DATA, STEP, StepProfile
 from train.run_folder import (
@@ -38,7 +39,7 @@ from train.run_folder import (
     save_run,
 )
 from train.schedules import make_schedule
-from train.step import StepResult, TrainingStep
+from train.step import StepResult, TrainingStep, finite_state
 
 
 class TrainingRun:
@@ -75,8 +76,15 @@ class TrainingRun:
         )
         self.model = LanguageModel(config.model_config(len(corpus.vocabulary)), seed=train.seed)
         self.optimizer = make_optimizer(self.model, train)
+        self.scaler = make_scaler(train)
         self.step = TrainingStep(
-            self.model, self.optimizer, communicator, train.clip_norm, train.accumulate, train.l2_tied
+            self.model,
+            self.optimizer,
+            communicator,
+            train.clip_norm,
+            train.accumulate,
+            train.l2_tied,
+            self.scaler,
         )
         self.profile = StepProfile(profile_steps, communicator, folder.trace)
         self.position = Position()
@@ -92,8 +100,16 @@ class TrainingRun:
         elif self.communicator.broadcast_json(latest.exists()):
             own = slice(self.rows.first, self.rows.first + self.rows.count)
             self.position, self.state = restore_run(
-                latest, self.model, self.corpus.fingerprint, self.optimizer, own, self._streams()
+                latest,
+                self.model,
+                self.corpus.fingerprint,
+                self.optimizer,
+                own,
+                self._streams(),
+                self.scaler,
+                self.step.dtype,
             )
+        self.step.take_weights()
         if self.position.step > self.total_steps:
             raise InputError(
                 f"{self.folder.path}: has made {self.position.step} steps, more than the {self.total_steps} "
@@ -129,13 +145,15 @@ class TrainingRun:
                 self._evaluate_and_save()  # ended before by a limit that was higher
             while position.step < self.total_steps:
                 for inputs, targets in spans_of(DATA, self.batches.windows(position.window, position.epoch)):
-                    masks = MaskStream(self.train_config.seed, position.step, self.rows.first)
+                    made = position.step + position.skipped_steps
+                    masks = MaskStream(self.train_config.seed, made, self.rows.first)
                     learning_rate = self.schedule(position.step) * self.windows.rate_factor(len(targets))
                     with span(STEP):
                         result = self.step(inputs, targets, self.state, masks, learning_rate)
                     self._advance(result, targets.shape[0] * self.train_config.batch_size)
-                    self._log(result, learning_rate)
-                    self._evaluate_and_save()
+                    if result.is_finite:
+                        self._log(result, learning_rate)
+                    self._evaluate_and_save(result.is_finite)
                     self._show(self.profile.after_step())
                     if position.step == self.total_steps:
                         break
@@ -146,16 +164,41 @@ class TrainingRun:
             self.display.message(message)
 
     def _advance(self, result: StepResult, tokens: int) -> None:
-        """Count the step; at the end of an epoch the streams start again, and so does the state."""
+        """Count the step; at the end of an epoch the streams start again, and so does the state.
+
+        A window whose loss or gradient is not finite made no update: it is passed over and counted apart.
+        """
         position = self.position
-        if not result.is_finite:
-            raise self._diverged(result)
-        self.state = result.state if self.train_config.carry_state else None
-        position.step, position.window = position.step + 1, position.window + 1
-        position.tokens += tokens
-        position.loss_sum, position.loss_steps = position.loss_sum + result.loss, position.loss_steps + 1
+        state = result.state
+        if result.is_finite:
+            position.step, position.tokens = position.step + 1, position.tokens + tokens
+            position.loss_sum, position.loss_steps = position.loss_sum + result.loss, position.loss_steps + 1
+            position.bad_steps = 0
+        else:
+            self._skip(result)
+            state = finite_state(state, self.state)
+        self.state = state if self.train_config.carry_state else None
+        position.window += 1
         if position.window == self.batches.num_windows(position.epoch):
             position.epoch, position.window, self.state = position.epoch + 1, 0, None
+
+    def _skip(self, result: StepResult) -> None:
+        """Count a step without an update; InputError if that is the end of the run."""
+        position = self.position
+        position.skipped_steps, position.bad_steps = position.skipped_steps + 1, position.bad_steps + 1
+        if self.scaler is None:
+            raise self._diverged(result)
+        if self.scaler.is_exhausted:
+            raise self._out_of_range(self.scaler)
+
+    def _out_of_range(self, scaler: LossScaler) -> InputError:
+        latest = self.folder.checkpoint(LATEST)
+        kept = f"the checkpoint {latest} is as it was; " if latest.exists() else ""
+        return InputError(
+            f"float16 overflowed {scaler.overflows_at_lowest} times at step {self.position.step + 1} or just "
+            f"before it although the loss scale was at its lowest, {scaler.scale:g}; {kept}lower "
+            "learning_rate, or go on with --resume --precision float32"
+        )
 
     def _diverged(self, result: StepResult) -> InputError:
         latest, clipped = self.folder.checkpoint(LATEST), self.train_config.clip_norm > 0
@@ -187,15 +230,20 @@ class TrainingRun:
             "tokens_per_second": self.clock.tokens_per_second(position.tokens),
             "seconds": self.clock.seconds(),
         }
+        if self.scaler:
+            row |= {"loss_scale": self.scaler.scale, "skipped_steps": position.skipped_steps}
         self.metrics.write(row)
         self.display.update(row)
 
-    def _evaluate_and_save(self) -> None:
+    def _evaluate_and_save(self, updated: bool = True) -> None:
+        """What is due after a window; where it made no update, what was due at its step has been done."""
         position, train = self.position, self.train_config
         last = position.step == self.total_steps
         every = train.evaluate_every
-        scheduled = position.step % every == 0 if every else position.window == 0
-        save_now = last or scheduled or (train.save_every and position.step % train.save_every == 0)
+        scheduled = updated and position.step % every == 0 if every else position.window == 0
+        save_now = (
+            last or scheduled or (updated and train.save_every and position.step % train.save_every == 0)
+        )
         if not save_now:
             return
         with self.clock.paused():
@@ -242,7 +290,9 @@ class TrainingRun:
     def _save(self, which: str) -> None:
         """`latest` holds all that a resumed run needs, `best` the weights."""
         self.position.seconds = self.clock.seconds()
-        facts = checkpoint_facts(self.model, self.position, self.corpus.fingerprint, self._streams())
+        facts = checkpoint_facts(
+            self.model, self.position, self.corpus.fingerprint, self._streams(), self.scaler
+        )
         whole = which == LATEST
         optimizer, state = (self.optimizer, self.state) if whole else (None, None)
         save_run(self.folder.checkpoint(which), self.model, facts, optimizer, state, self.communicator)
@@ -353,6 +403,13 @@ def make_optimizer(model: LanguageModel, train: TrainConfig) -> Optimizer:
     if train.optimizer == "nt_asgd":
         return NTASGD(weights, rate, nonmono=train.nonmono, weight_decay=decay)
     return Adam(weights, rate, train.beta1, train.beta2, train.epsilon, weight_decay=decay)
+
+
+def make_scaler(train: TrainConfig) -> LossScaler | None:
+    """What scales the loss of a mixed run; None in float32."""
+    if train.precision == "float32":
+        return None
+    return make_loss_scaler(train.loss_scaler, train.initial_loss_scale, train.loss_scale_growth_steps)
 
 
 def _plot(folder: RunFolder) -> None:

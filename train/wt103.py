@@ -26,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     _refuse_what_cannot_run(train)
     rows = RankRows.of(communicator.rank, communicator.size, train.batch_size, train.accumulate)
     folder = RunFolder(args.run_dir)
+    if not args.resume:  # a resumed run computes on with the epsilon that it began with
+        config = config.with_epsilon_of_precision()
     if args.dry_run:
         return _dry_run(config, communicator)
     (folder.check_resumable if args.resume else folder.check_unused)()  # before anything that takes long
@@ -45,8 +47,6 @@ def _refuse_what_cannot_run(train: TrainConfig) -> None:
     device_array_module(train.device)  # raises where there is no GPU
     if train.device == "cuda":
         raise InputError("device cuda: this version trains on cpu alone; leave --device out")
-    if train.precision == "mixed":
-        raise InputError("precision mixed: this version trains in float32 alone; leave --precision out")
 
 
 def _dry_run(config: RunConfig, communicator: Communicator) -> int:
