@@ -9,11 +9,12 @@ import pytest
 from mpi import run_ranks
 
 from autograd.errors import InputError
-from benchmarks import evaluation, kernels, levers, memory, performance
+from benchmarks import evaluation, kernels, levers, memory, mixed_precision, performance
 from benchmarks.kernel_cases import Case, make_cases
 from benchmarks.report import check_report_flags, report
 from benchmarks.sizes import SIZES, size_of
 from benchmarks.training_step_worker import step_timer
+from minilstm import ModelConfig
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 
@@ -106,6 +107,7 @@ import json
 from benchmarks.levers import LEVERS
 from benchmarks.sizes import size_of
 from benchmarks.training_step_worker import step_timer
+from minilstm import ModelConfig
 
 for lever in LEVERS.values():
     lever.switch_off()
@@ -160,3 +162,19 @@ def test_every_part_has_its_place_in_the_document():
         assert f"<!-- end {name} -->\n" in document
     with pytest.raises(InputError, match="--only: unknown 'kernel'"):
         performance.main(["--only", "kernel"])
+
+
+def test_gradients_in_float16_are_lost_without_a_scale_and_overflow_with_too_large_a_one(
+    tmp_path, monkeypatch, capsys
+):
+    config = ModelConfig(vocab_size=300, embedding_size=8, hidden_size=12, num_layers=1)
+    monkeypatch.setattr(mixed_precision, "CONFIG", config)
+    out, plot = tmp_path / "result.json", tmp_path / "plot.png"
+    options = ["--steps", "2", "--repeats", "1", "--out", str(out), "--plot", str(plot)]
+    assert mixed_precision.main(options) == 0
+    assert "2^30         overflow" in capsys.readouterr().out
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    rows = {row["scale_exponent"]: row for row in json.loads(out.read_text())["gradients"]}
+    assert rows[-6]["rounded_to_zero"] > rows[0]["rounded_to_zero"] >= rows[14]["rounded_to_zero"]
+    assert rows[-6]["relative_error"] > 10 * rows[14]["relative_error"]
+    assert rows[30]["relative_error"] is None
