@@ -153,6 +153,7 @@ class TrainingRun:
                 self._advance(result, targets.shape[0] * self.train_config.batch_size)
                 self._log(result, learning_rate)
                 if result.stop_signal:
+                    position.pending = any(self._due())
                     raise StopRequestedError(result.stop_signal)
                 self._evaluate_and_save()
                 self._show(self.profile.after_step())
@@ -185,7 +186,7 @@ class TrainingRun:
         if not result.is_finite:
             raise self._diverged(result)
         self.state = result.state if self.train_config.carry_state else None
-        position.step, position.window, position.pending = position.step + 1, position.window + 1, True
+        position.step, position.window = position.step + 1, position.window + 1
         position.tokens += tokens
         position.loss_sum, position.loss_steps = position.loss_sum + result.loss, position.loss_steps + 1
         if position.window == self.batches.num_windows(position.epoch):
@@ -224,14 +225,19 @@ class TrainingRun:
         self.metrics.write(row)
         self.display.update(row)
 
+    def _due(self) -> tuple[bool, bool]:
+        """Whether this step is to be validated: because the run ends with it; because it is scheduled."""
+        position, every = self.position, self.train_config.evaluate_every
+        scheduled = position.step % every == 0 if every else position.window == 0
+        return position.step == self.total_steps, scheduled
+
     def _evaluate_and_save(self) -> None:
         position, train = self.position, self.train_config
-        last = position.step == self.total_steps
-        every = train.evaluate_every
-        scheduled = position.step % every == 0 if every else position.window == 0
+        last, scheduled = self._due()
         save_now = last or scheduled or (train.save_every and position.step % train.save_every == 0)
         with self.clock.paused():
             if last or scheduled:
+                position.pending = True
                 self._validate(scheduled)
             position.pending = False
             if save_now:
