@@ -229,6 +229,7 @@ class TrainingRun:
                 if result.is_finite:
                     self._log(result, learning_rate)
                 if result.stop_signal:
+                    position.pending = any(self._due())
                     raise StopRequestedError(result.stop_signal)
                 self._evaluate_and_save()
                 self.watch.step = position.step
@@ -275,7 +276,7 @@ class TrainingRun:
             if not self.device.is_gpu:  # whose step has seen to it
                 state = finite_state(state, self.state)
         self.state = state if self.train_config.carry_state else None
-        position.window, position.pending = position.window + 1, True
+        position.window += 1
         if position.window == self.batches.num_windows(position.epoch):
             position.epoch, position.window, self.state = position.epoch + 1, 0, None
 
@@ -344,13 +345,18 @@ class TrainingRun:
         self.metrics.write(row)
         self.display.update(row)
 
+    def _due(self) -> tuple[bool, bool]:
+        """Whether this step is to be validated: because the run ends with it; because it is scheduled."""
+        position, every = self.position, self.train_config.evaluate_every
+        updated = position.bad_steps == 0  # else what was due at this step has been done
+        scheduled = updated and position.step % every == 0 if every else position.window == 0
+        return position.step == self.total_steps, scheduled
+
     def _evaluate_and_save(self) -> None:
-        """What is due after a window; where it made no update, what was due at its step has been done."""
+        """What is due after a window."""
         position, train = self.position, self.train_config
         updated = position.bad_steps == 0
-        last = position.step == self.total_steps
-        every = train.evaluate_every
-        scheduled = updated and position.step % every == 0 if every else position.window == 0
+        last, scheduled = self._due()
         save_now = (
             last or scheduled or (updated and train.save_every and position.step % train.save_every == 0)
         )
@@ -358,6 +364,7 @@ class TrainingRun:
             if save_now:
                 self._check_agreement()  # nothing is kept of ranks that have drifted apart
             if last or scheduled:
+                position.pending = True
                 self._validate(scheduled)
             position.pending = False
             if save_now:
