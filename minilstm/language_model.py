@@ -359,7 +359,7 @@ class LanguageModel:
         return tied_softmax_loss(h, W, b, targets)
 
     def ids_here(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
-        """Ids (T, B) of words and targets as arrays where the weights are; checked if they have to go there."""
+        """Ids (T, B) of words and targets as arrays where the weights are; checked if they go there."""
         return self._here("embedding: ids", inputs), self._here("targets", targets, lowest=IGNORE)
 
     def _here(self, name: str, ids: Any, lowest: int = 0) -> Any:

@@ -35,8 +35,8 @@ class DeviceStep:
     Args:
         device: where the model lives (train.device).
         scaler: of the loss, in mixed precision; None: the model computes with its own weights.
-        check_values: raise an AnomalyError that names where the first value arose that is not finite; the host
-            then waits for each of them, and nothing is captured.
+        check_values: raise an AnomalyError that names where the first value arose that is not finite; the
+            host then waits for each of them, and nothing is captured.
         graphs: capture forward and backward.
         tell: hears one line if they cannot be captured.
     """
