@@ -370,7 +370,7 @@ def losses(model: LanguageModel, inputs: Any, targets: Any) -> dict[str, float]:
 def next_words(
     model: LanguageModel, inputs: Any, targets: Any, vocabulary: list[str], most: int = 5
 ) -> list[dict[str, Any]]:
-    """After each step of inputs (T, 1): the likeliest words with probabilities; the target's, and its rank."""
+    """After each step of inputs (T, 1): likeliest words with probabilities; the target's, and its rank."""
     found, state = [], None
     for word, target in zip(inputs[:, 0], targets[:, 0], strict=True):
         log_probs, state = model.next_log_probs(np.array([word]), state)
