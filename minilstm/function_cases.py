@@ -57,6 +57,7 @@ def sampled_examples() -> Iterator[tuple[Sample, list[np.ndarray]]]:
 
 
 def sampled_losses() -> Iterator[Case]:
+    """The sampled softmax loss on several samples."""
     for sample, arrays in sampled_examples():
         yield Case(SampledSoftmaxLoss, functools.partial(sampled_softmax_loss, sample=sample), arrays)
 

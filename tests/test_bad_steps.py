@@ -19,8 +19,9 @@ bad = {int(number) for number in sys.argv.pop(1).split(",")}
 
 class Planted(TrainingStep):
     calls = 0
-    def _backward(self, inputs, targets, state, masks):
-        loss, state = super()._backward(inputs, targets, state, masks)
+    def _backward(self, inputs, targets, state, masks, mean):
+        mean.completed = lambda part: None  # nothing sets out before it is planted
+        loss, state = super()._backward(inputs, targets, state, masks, mean)
         Planted.calls += 1
         if Planted.calls in bad and self.communicator.rank == self.communicator.size - 1:
             self.model.flat_gradients[3] = np.nan

@@ -28,7 +28,7 @@ PROGRAM = re.compile(r"(\.venv/bin/)?(python|mpirun|make|pip)\b")
 NEVER_RUN = re.compile(
     r"make |pip |python (-m (pip|pytest|ruff|mypy|mkdocs|benchmarks\.\w+)|tests/\w+\.py)\b|.* --device cuda\b"
 )
-LAUNCHER = re.compile(r"mpirun( -np \d+)? ")
+LAUNCHER = re.compile(r"mpirun( -f hosts)?( -np \d+)? ")
 
 LONG = """
 python -m train.wt103 --preset wt2-small
@@ -41,6 +41,12 @@ python -m minilstm.check
 python -m minilstm.check --plot errors.png
 mpirun -np 2 python -m train.wt103 --preset wt2-small --data data/wikitext-2 --set evaluate_every=1000 \
 --max-steps 2002 --run-dir runs/wt2
+python -m train.wt103 --precision mixed
+mpirun -np 4 python -m train.wt103 --preset wt103 --run-dir runs/long
+mpirun -f hosts -np 4 python -m train.wt103 --preset wt103 --run-dir runs/long
+python -m train.supervise --restart-on-failure 3 -- srun --kill-on-bad-exit=1 python -m train.wt103 \
+--preset wt103 --run-dir runs/long
+python -m train.supervise --restart-on-failure 3 -- COMMAND
 """.strip().splitlines()
 NAMES = {  # what documents call it → what it is in the folder of these tests
     "OTHER": "other",
@@ -101,8 +107,11 @@ def test_the_long_commands_are_those_that_are_marked():
 
 
 def module_of(command):
-    """The module and the arguments of `python -m MODULE …`, with or without a launcher; None of any other."""
-    words = shlex.split(LAUNCHER.sub("", command))
+    """The module and the arguments of `python -m MODULE …`, with or without a launcher; None of any other.
+
+    What follows `--` is another command, and left out.
+    """
+    words = shlex.split(LAUNCHER.sub("", command).partition(" -- ")[0])
     ours = ("autograd.", "minilstm.", "train.", "benchmarks.")
     return (words[2], words[3:]) if words[:2] == ["python", "-m"] and words[2].startswith(ours) else None
 
@@ -126,7 +135,7 @@ def test_a_long_command_has_the_flags_that_it_uses(command):
     assert set(flags) <= set(re.findall(r"--[\w-]+", help_of(module)))
 
 
-@pytest.mark.parametrize("command", [c for c in LONG if "train.wt103" in c])
+@pytest.mark.parametrize("command", [c for c in LONG if module_of(c)[0] == "train.wt103"])
 def test_a_long_training_has_knobs_and_a_preset_that_exist(command, capsys):
     module, arguments = module_of(command)
     assert importlib.import_module(module).main([*arguments, "--dry-run", "--set", "vocab_size=1000"]) == 0

@@ -342,6 +342,7 @@ def test_rows_of_the_state_that_are_not_finite_are_as_before():
 OVERFLOW_ON_RANK_1 = """
 import hashlib
 import json
+import sys
 import numpy as np
 from minilstm import LanguageModel, MaskStream, ModelConfig
 from train.communicator import get_communicator
@@ -365,7 +366,8 @@ for window in range(4):
     done.append(result.is_finite)
 digest = hashlib.sha256(model.flat_parameters.tobytes() + step.masters.half.flat_parameters.tobytes())
 facts = [done, step.optimizer.t, step.scaler.scale, digest.hexdigest()]
-print(json.dumps(facts), flush=True)
+sys.stdout.write(json.dumps(facts) + "\\n")  # at once, or the ranks' lines mix
+sys.stdout.flush()
 communicator.barrier()
 """
 
