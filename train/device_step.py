@@ -173,9 +173,7 @@ class DeviceStep:
         return loss.data, self._finite(detach(new_state), state)
 
     def _finite(self, new: State, old: State) -> State:
-        """The new state, in mixed precision without what is not finite: there it is as it was before."""
-        if self.scaler is None:
-            return new
+        """The new state without what is not finite, as a skipped step leaves it: there it is as before."""
         where, isfinite = self.device.xp.where, self.device.xp.isfinite
         return [
             (where(isfinite(h), h, old_h), where(isfinite(c), c, old_c))
