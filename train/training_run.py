@@ -247,6 +247,7 @@ class TrainingRun:
     def _save_and_exit(self, signal_number: int) -> NoReturn:
         """Save where the run stands and end it, on every rank alike."""
         with self.clock.paused():
+            self._check_agreement()  # as before every other checkpoint
             self._save(LATEST)
         self._show(
             f"{name_of(signal_number)}: stopped after step {self.position.step:,} of {self.total_steps:,} "
