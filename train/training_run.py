@@ -343,7 +343,7 @@ class TrainingRun:
             "seconds": self.clock.seconds(),
         }
         if self.scaler:
-            row |= {"loss_scale": self.scaler.scale, "skipped_steps": position.skipped_steps}
+            row["loss_scale"] = self.scaler.scale
         self.metrics.write(row)
         self.display.update(row)
 
