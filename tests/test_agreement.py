@@ -38,7 +38,7 @@ def test_the_rank_that_differs_from_most_is_named(checksums, expected):
 
 # A run whose rank 1 loses a bit after step 5.
 FLIPPED = """
-import sys
+import os, signal, sys
 import numpy as np
 from train import wt103
 from train.commands import run
@@ -49,17 +49,23 @@ class Flipped(TrainingRun):
         super()._advance(result, tokens)
         if self.position.step == 5 and self.communicator.rank == 1:
             self.model.flat_parameters.view(np.uint32)[77] ^= np.uint32(1)
+            if STOPPED:
+                os.kill(os.getpid(), signal.SIGTERM)
 
 wt103.TrainingRun = Flipped
 run(wt103.main)
 """
 
 
-@pytest.mark.parametrize(("knobs", "step"), [({"check_ranks_every": 4}, 8), ({"save_every": 6}, 6)])
-def test_a_run_whose_ranks_drift_apart_stops_and_keeps_nothing_of_it(tmp_path, knobs, step):
+@pytest.mark.parametrize(
+    ("knobs", "stopped", "step"),
+    [({"check_ranks_every": 4}, False, 8), ({"save_every": 6}, False, 6), ({}, True, 6)],
+)
+def test_a_run_whose_ranks_drift_apart_stops_and_keeps_nothing_of_it(tmp_path, knobs, stopped, step):
     text, run = write_text(tmp_path / "text.txt"), tmp_path / "run"
     env = {"MINILSTM_DATA": str(tmp_path / "prepared")}
-    result = run_ranks(2, FLIPPED, *flags(text, run, **knobs), "--max-steps", "40", env=env)
+    code = FLIPPED.replace("STOPPED", str(stopped))
+    result = run_ranks(2, code, *flags(text, run, **knobs), "--max-steps", "40", env=env)
     assert result.returncode == 1
     assert result.stderr.count("error:") == 1
     assert (

@@ -7,6 +7,7 @@ import autograd.functions as F
 from autograd import AnomalyError, Function, Parameter, Variable, detect_anomaly
 from minilstm import LanguageModel, MaskStream, ModelConfig
 from train.communicator import SingleProcess
+from train.mixed_precision import Backoff
 from train.optimizers import SGD
 from train.step import TrainingStep, finite_state
 
@@ -80,6 +81,48 @@ def test_every_parameter_of_the_model_that_is_not_finite_is_named():
         assert "held inf at" in str(error.value)
         parameter.data.reshape(-1)[1] = value
     assert step(ids[:-1], ids[1:], None, MaskStream(0), learning_rate=0.5).is_finite
+
+
+def test_in_mixed_precision_an_overflow_is_an_anomaly_once_the_scale_is_at_its_lowest():
+    """Until then it belongs to the search for the scale, which would else end every such run."""
+    config = ModelConfig(vocab_size=11, embedding_size=4, hidden_size=5, num_layers=2)
+    ids = np.random.default_rng(0).integers(0, 11, (6, 3))
+    model, scaler = LanguageModel(config, seed=1), Backoff(2.0**24)  # at which everything overflows
+    optimizer = SGD(model.flat_parameters, 1.0)
+    step = TrainingStep(model, optimizer, SingleProcess(), scaler=scaler, check_values=True)
+    window = ids[:-1], ids[1:], None, MaskStream(0)
+    assert not step(*window, learning_rate=0.5).is_finite
+    assert scaler.scale == 2.0**23
+    scaler.scale = 1.0
+    assert step(*window, learning_rate=0.5).is_finite
+    step.masters.half.objective = lambda *given: overflowing(
+        LanguageModel.objective(step.masters.half, *given)
+    )
+    with pytest.raises(AnomalyError, match="planted, backward"):
+        step(*window, learning_rate=0.5)
+    scaler.scale = 2.0
+    assert not step(*window, learning_rate=0.5).is_finite
+    model.embedding.data[ids[0, 0]] = np.nan
+    step.take_weights()
+    with pytest.raises(AnomalyError, match="forward"):
+        step(*window, learning_rate=0.5)
+
+
+def overflowing(objective):
+    """With a gradient that is infinite whatever the scale."""
+    return objective._replace(objective=PlantedInLoss().apply(objective.objective))
+
+
+class PlantedInLoss(Function):
+    """x, with a gradient of inf."""
+
+    label = "planted"
+
+    def forward(self, x):
+        return x.copy()
+
+    def backward(self, dy):
+        return np.full_like(dy, np.inf)
 
 
 def test_rows_that_are_not_finite_go_back_to_the_state_before():

@@ -9,7 +9,7 @@ from train.communicator import SingleProcess
 from train.device_step import DeviceStep
 from train.mixed_precision import Backoff
 from train.optimizers import SGD, Adam
-from train.step import TrainingStep
+from train.step import TrainingStep, finite_state
 
 SIZES = {"vocab_size": 30, "embedding_size": 6, "hidden_size": 8, "num_layers": 2}
 DROPOUTS = {
@@ -97,6 +97,22 @@ def test_an_overflow_is_skipped_and_lowers_the_scale_a_step_late(gpu):
     step(inputs, targets, None, MaskStream(9), 0.05)
     np.testing.assert_array_equal(gpu.to_host(model.flat_parameters), before)
     assert step.optimizer.t == 0
+
+
+@pytest.mark.parametrize("scaler", [None, Backoff])
+def test_rows_of_the_state_that_are_not_finite_are_as_before(gpu, scaler):
+    """Else every window after the skipped one would be skipped too, to the end of the epoch."""
+    states, bad = [], TEXT[7, 1]
+    for device, more in ((None, {}), (gpu, {"graphs": False})):
+        model, step = make({}, SGD, device, np.float32, scaler=scaler and scaler(), **more)
+        before = step(TEXT[:5], TEXT[1:6], None, MaskStream(9), 0.05).state
+        model.embedding.data[bad] = np.nan
+        step.take_weights()
+        after = step(TEXT[5:10], TEXT[6:11], before, MaskStream(9, 1), 0.05).state
+        states.append(finite_state(after, before) if device is None else after)
+    for pair, device_pair in zip(*states, strict=True):
+        for part, device_part in zip(pair, device_pair, strict=True):
+            np.testing.assert_allclose(gpu.to_host(device_part), part, rtol=2e-3, atol=2e-3)
 
 
 def test_in_float32_to_its_rounding(gpu):

@@ -11,7 +11,9 @@ import pytest
 from mpi import ROOT, kill, start_ranks
 from tiny import flags, write_text
 
+from train import training_run, wt103
 from train.rank_watch import Judge, RankWatch, Sign, last_signs, read_sign
+from train.training_run import TrainingRun
 
 SIGN = Sign(0, 2, "here", 10, "machine")
 OTHER = Sign(1, 2, "there", 11, "another machine")
@@ -170,6 +172,24 @@ def test_alone_or_switched_off_nothing_is_watched(tmp_path):
     for communicator, silence in ((OneRank(0, 1), 5.0), (OneRank(0, 4), 0.0)):
         with RankWatch(tmp_path / "ranks", communicator, silence, 5.0):
             assert not (tmp_path / "ranks").exists()
+
+
+def test_the_watch_knows_the_step_during_its_validation_and_from_the_start_of_a_resumed_run(
+    tmp_path, monkeypatch
+):
+    text, run, seen = write_text(tmp_path / "text.txt", lines=60), tmp_path / "run", []
+    monkeypatch.setenv("MINILSTM_DATA", str(tmp_path / "prepared"))
+    monkeypatch.setattr(training_run, "_plot", lambda folder: None)
+    monkeypatch.setattr(RankWatch, "__enter__", lambda watch: seen.append(watch.step))
+    monkeypatch.setattr(RankWatch, "__exit__", lambda *exception: None)
+    validate = TrainingRun._validate
+    monkeypatch.setattr(
+        TrainingRun, "_validate", lambda self, due: (seen.append(self.watch.step), validate(self, due))
+    )
+    for steps, more in ((2, []), (4, ["--resume"])):
+        knobs = {"max_steps": steps, "evaluate_every": 2}
+        assert wt103.main([*flags(text, run, **knobs), *more]) == 0
+    assert seen == [0, 2, 2, 4]
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])

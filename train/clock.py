@@ -32,8 +32,10 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Context whose time is not training and does not count."""
+        """Context whose time is not training and does not count, however it is left."""
         began = time.monotonic()
-        yield
-        paused = time.monotonic() - began
-        self._began, self._last = self._began + paused, self._last + paused
+        try:
+            yield
+        finally:
+            paused = time.monotonic() - began
+            self._began, self._last = self._began + paused, self._last + paused

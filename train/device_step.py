@@ -35,8 +35,7 @@ class DeviceStep:
     Args:
         device: where the model lives (train.device).
         scaler: of the loss, in mixed precision; None: the model computes with its own weights.
-        check_values: raise an AnomalyError that names where the first value arose that is not finite; the
-            host then waits for each of them, and nothing is captured.
+        check_values: as for `TrainingStep`; the host then waits for each value, and nothing is captured.
         graphs: capture forward and backward.
         tell: hears one line if they cannot be captured.
     """
@@ -169,13 +168,12 @@ class DeviceStep:
         objective, loss, new_state = self.computing.objective(inputs, targets, state, masks)
         if self.masters or self.accumulate > 1:
             objective = objective * Variable(self._scale, requires_grad=False)
-        objective.backward(on_complete=self._teller(mean) if mean else None)
+        with detect_anomaly(self.check_values and not (self.scaler and self.scaler.can_be_lowered)):
+            objective.backward(on_complete=self._teller(mean) if mean else None)
         return loss.data, self._finite(detach(new_state), state)
 
     def _finite(self, new: State, old: State) -> State:
-        """The new state, in mixed precision without what is not finite: there it is as it was before."""
-        if self.scaler is None:
-            return new
+        """The new state without what is not finite, as a skipped step leaves it: there it is as before."""
         where, isfinite = self.device.xp.where, self.device.xp.isfinite
         return [
             (where(isfinite(h), h, old_h), where(isfinite(c), c, old_c))

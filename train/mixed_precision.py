@@ -116,6 +116,11 @@ class LossScaler(ABC):
     def _next_scale(self, finite: bool, largest: float) -> float: ...
 
     @property
+    def can_be_lowered(self) -> bool:
+        """Whether an overflow of the backward pass may be the scale's doing, so that a lower one may help."""
+        return self.scale > LOWEST_SCALE
+
+    @property
     def is_exhausted(self) -> bool:
         """Whether there is no hope that a lower scale will help."""
         return self.overflows_at_lowest >= HOPELESS_OVERFLOWS

@@ -55,7 +55,8 @@ class TrainingStep:
         l2_tied: adds ½ · l2_tied · ‖W‖² of the tied matrix to what is minimised, by its gradient l2_tied · W,
             which is clipped with the rest; the loss that is returned is without it.
         scaler: of the loss, in mixed precision; None: the model computes with its own weights.
-        check_values: raise an AnomalyError that names where the first value arose that is not finite.
+        check_values: raise an AnomalyError that names where the first value arose that is not finite; in
+            the backward pass only once the loss scale cannot be lowered: until then overflows belong to it.
     """
 
     def __init__(
@@ -154,7 +155,8 @@ class TrainingStep:
             if factor != 1:
                 objective = objective * factor  # (2); (74) of docs/lstm_backward.md
             is_whole = self.masters is None and first + size == inputs.shape[1]
-            objective.backward(on_complete=self._teller(mean) if is_whole else None)
+            with detect_anomaly(self.check_values and not (self.scaler and self.scaler.can_be_lowered)):
+                objective.backward(on_complete=self._teller(mean) if is_whole else None)
             if self.masters:
                 self.masters.take_gradients(1 / scale, add=first > 0)  # (3)
                 computing.zero_grads()

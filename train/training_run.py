@@ -154,6 +154,7 @@ class TrainingRun:
             if root:
                 self.folder.leave_damaged(found)
         self.step.take_weights()
+        self.watch.step = self.position.step
         if self.position.step > self.total_steps:
             raise InputError(
                 f"{self.folder.path}: has made {self.position.step} steps, more than the {self.total_steps} "
@@ -226,13 +227,13 @@ class TrainingRun:
                 with span(STEP):
                     result = self.step(inputs, targets, self.state, masks, learning_rate, self.stop)
                 self._advance(result, targets.shape[0] * self.train_config.batch_size)
+                self.watch.step = position.step
                 if result.is_finite:
                     self._log(result, learning_rate)
                 if result.stop_signal:
                     position.pending = any(self._due())
                     raise StopRequestedError(result.stop_signal)
                 self._evaluate_and_save()
-                self.watch.step = position.step
                 every = self.train_config.check_ranks_every
                 if every and position.step % every == 0:
                     self._check_agreement()
@@ -247,6 +248,7 @@ class TrainingRun:
     def _save_and_exit(self, signal_number: int) -> NoReturn:
         """Save where the run stands and end it, on every rank alike."""
         with self.clock.paused():
+            self._check_agreement()  # as before every other checkpoint
             self._save(LATEST)
         self._show(
             f"{name_of(signal_number)}: stopped after step {self.position.step:,} of {self.total_steps:,} "
@@ -341,7 +343,7 @@ class TrainingRun:
             "seconds": self.clock.seconds(),
         }
         if self.scaler:
-            row |= {"loss_scale": self.scaler.scale, "skipped_steps": position.skipped_steps}
+            row["loss_scale"] = self.scaler.scale
         self.metrics.write(row)
         self.display.update(row)
 
