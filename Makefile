@@ -1,11 +1,12 @@
 # make train: a first language model.  make test: every check.  Both make .venv when it is not there yet.
-# Variables: PYTHON (3.10 or newer), RANKS, RUN (folder of the run), KILLS, MINUTES.
+# Variables: PYTHON (3.10 or newer), RANKS, RUN (folder of the run), KILLS, MINUTES, SECONDS.
 
 PYTHON ?= python3
 RANKS ?= 2
 RUN ?= runs/quickstart-$(NOW)
 KILLS ?= 200
 MINUTES ?= 60
+SECONDS ?= 60
 NOW := $(shell date +%Y%m%d-%H%M%S)
 
 VENV := .venv
@@ -23,7 +24,7 @@ help:
 	@echo "make soak    train for $(MINUTES) minutes under kills, and watch the memory"
 	@echo "make bench   the short benchmarks; rewrites docs/performance.md"
 	@echo "make docs    the site, into site/; runs the lessons"
-	@echo "make fuzz    throw broken and hostile files at every loader, SECONDS=60 for each"
+	@echo "make fuzz    throw broken and hostile files at every loader, for $(SECONDS) seconds each"
 	@echo "make clean   remove what make made, but for data/ and runs/"
 
 train: $(VENV)/installed-train
@@ -52,7 +53,6 @@ docs: $(VENV)/installed-docs
 	@echo "site/index.html"
 
 # Every loader of a file in a process of its own; what is found stays in fuzz/.
-SECONDS ?= 60
 EXTRAS_fuzz := dev,fuzz
 fuzz: $(VENV)/installed-fuzz
 	$(PY) tests/fuzz.py --seconds $(SECONDS)

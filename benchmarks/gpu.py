@@ -179,9 +179,11 @@ def _in_a_process(kind: str, options: Options, limit: float) -> dict[str, Any]:
         )
         try:
             printed, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:  # Ctrl-C and SIGTERM too: its session of its own hears of neither
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
             return {"status": "failed", "error": f"ended after {limit:.0f} s"}
         if process.returncode or not file.exists():
             return {"status": "failed", "error": " / ".join(printed.strip().splitlines()[-3:])[-600:]}

@@ -13,6 +13,7 @@ the fastest round of each counts: other work on the machine can only make it slo
 
 --model prints what the model says of 1 to 1,024 GPUs: the card's size on NVLink, PCIe and networks, with the
 full and with the sampled softmax. Its step times are assumptions, printed with it, and not measurements.
+--no-overlap: all gradients set out when the backward pass is over, as they do here in mixed precision.
 """
 
 from __future__ import annotations
@@ -179,13 +180,18 @@ def table(size: str, rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def predictions() -> list[dict[str, Any]]:
-    """The α-β model at the card's size: a row for each softmax, cluster and number of ranks."""
+def predictions(overlap: bool = True) -> list[dict[str, Any]]:
+    """The α-β model at the card's size: a row for each softmax, cluster and number of ranks.
+
+    Args:
+        overlap: whether gradients travel beside the backward pass behind the softmax, or all after it.
+    """
     rows = []
     for softmax, (step, after_softmax) in ASSUMED_MS.items():
         kind, rows_only = softmax.partition(",")[0], softmax.endswith("rows only")
         config = dataclasses.replace(CARD, softmax="sampled" if kind == "sampled" else "full")
-        job = Job(config, step / 1e3, CARD_TOKENS, rows_only, overlap_seconds=after_softmax / 1e3)
+        beside = after_softmax / 1e3 if overlap else 0.0
+        job = Job(config, step / 1e3, CARD_TOKENS, rows_only, overlap_seconds=beside)
         for cluster in CLUSTERS:
             for ranks in MODEL_RANKS:
                 seconds = job.step_seconds(ranks, cluster)
@@ -246,8 +252,9 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"--{name}: expected at least 1, got {getattr(options, name)}")
     if options.model:
         return _report_model(options)
-    if options.plot:
-        raise InputError("--plot: draws what --model says; give both")
+    for name in ("plot", "no_overlap"):
+        if getattr(options, name):
+            raise InputError(f"--{name.replace('_', '-')}: is of what --model says; give both")
     find_mpirun()
     cores = len(os.sched_getaffinity(0))
     found = measure(options.size, options.steps, options.rounds, cores)
@@ -258,14 +265,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report_model(options: argparse.Namespace) -> int:
-    rows = predictions()
+    rows = predictions(overlap=not options.no_overlap)
     names = ("step_ms", "overlap_ms")
     assumed = {softmax: dict(zip(names, ms, strict=True)) for softmax, ms in ASSUMED_MS.items()}
     if options.plot:
         draw(rows, options.plot)
     steps = "; ".join(f"{softmax} {step:g} ms" for softmax, (step, _) in ASSUMED_MS.items())
     text = f"assumed, for a step of {CARD_TOKENS:,} tokens on one GPU: {steps}\n\n{model_table(rows)}"
-    report(options, {"assumed": assumed, "predictions": rows}, text)
+    report(options, {"assumed": assumed, "overlap": not options.no_overlap, "predictions": rows}, text)
     return 0
 
 
@@ -278,6 +285,9 @@ def _parser() -> Parser:
     parser.add_argument("--steps", type=int, default=9, metavar="N", help="of each group; default: 9")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of all groups; default: 3")
     parser.add_argument("--model", action="store_true", help="what the α-β model says; nothing is measured")
+    parser.add_argument(
+        "--no-overlap", action="store_true", help="with --model: gradients travel after the backward pass"
+    )
     add_report_flags(parser, plot=True)
     return parser
 

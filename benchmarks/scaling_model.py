@@ -103,7 +103,7 @@ class Job:
         compute_seconds: forward, backward and update, no communication.
         tokens: of each rank and step.
         rows_only: whether of the tied matrix only the rows that have a gradient travel.
-        overlap_seconds: of the backward pass beside which the tied matrix's gradient can travel already.
+        overlap_seconds: of the backward pass beside which gradients travel already, the tied matrix's too.
     """
 
     model: ModelConfig

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import math
+import signal
+import subprocess
 import time
 
 import pytest
@@ -153,6 +155,27 @@ def test_a_part_that_fails_is_recorded_and_the_next_goes_on(tmp_path, monkeypatc
     assert shown.startswith("# cpu\n")
     assert "| ours mixed full |" in shown
     assert "| where float99 | failed: " in shown
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, SystemExit(143)])
+def test_a_part_does_not_outlive_a_run_that_is_stopped(monkeypatch, reason):
+    """It has a session of its own, in which neither Ctrl-C nor a SIGTERM to the run is heard."""
+    started, communicate = [], subprocess.Popen.communicate
+
+    def stopped_once(process, timeout=None):
+        started.append(process)
+        if timeout is not None:
+            raise reason
+        return communicate(process)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", stopped_once)
+    try:
+        with pytest.raises(type(reason) if isinstance(reason, SystemExit) else reason):
+            gpu._in_a_process("machine", {"device": "cpu", "tiny": True}, limit=60.0)
+        assert started[0].poll() == -signal.SIGKILL
+    finally:
+        started[0].kill()
+        started[0].wait()
 
 
 def test_what_hangs_is_ended(monkeypatch):

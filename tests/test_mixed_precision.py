@@ -472,9 +472,11 @@ def test_a_run_skips_overflows_and_says_so(finished):
     assert arrays["state/0/h"].dtype == np.float16
 
 
-def test_a_skipped_step_does_not_advance_the_schedule(here, text):
+def test_a_skipped_step_is_told_and_does_not_advance_the_schedule(here, text, capsys):
     rows = train_here(text, here / "cosine", 30, **MIXED, schedule="cosine", warmup_steps=5)
     assert rows[-1]["skipped_steps"] >= 3
+    told = capsys.readouterr().err.count("float16 overflowed, the loss scale is now ")
+    assert told == rows[-1]["skipped_steps"]
     schedule = make_schedule("cosine", 0.01, warmup_steps=5, total_steps=30)
     assert [row["learning_rate"] for row in rows] == [schedule(step) for step in range(30)]
 

@@ -117,7 +117,13 @@ def test_the_model_prints_its_assumptions_and_draws(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--rounds", "0"], ["--plot", "/no/such/folder/x.png", "--model"], ["--plot", "x.png"]]
+    "arguments",
+    [
+        ["--rounds", "0"],
+        ["--plot", "/no/such/folder/x.png", "--model"],
+        ["--plot", "x.png"],
+        ["--no-overlap"],
+    ],
 )
 def test_bad_flags_are_named(arguments):
     with pytest.raises(InputError, match=f"{arguments[0]}: "):
@@ -126,4 +132,15 @@ def test_bad_flags_are_named(arguments):
 
 def test_the_document_shows_what_the_model_says():
     document = Path(scaling.__file__).parent.parent / "docs/scaling.md"
-    assert scaling.model_table(scaling.predictions()) in document.read_text(encoding="utf-8")
+    text = document.read_text(encoding="utf-8")
+    assert scaling.model_table(scaling.predictions()) in text
+    assert scaling.model_table(scaling.predictions(overlap=False)) in text
+
+
+def test_without_overlap_many_ranks_cost_what_they_send(capsys):
+    assert scaling.main(["--model", "--no-overlap", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["overlap"] is False
+    step_ms = {softmax: figures["step_ms"] for softmax, figures in said["assumed"].items()}
+    for row in said["predictions"]:
+        assert row["step_ms"] == pytest.approx(step_ms[row["softmax"]] + row["communication_ms"])

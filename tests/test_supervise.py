@@ -56,6 +56,12 @@ def test_after_so_many_restarts_the_failure_stands(tmp_path, capfd):
     assert "no restarts are left" in capfd.readouterr().err
 
 
+def test_a_run_that_is_killed_is_started_again(tmp_path, capfd):
+    killed = ["sh", "-c", "kill -KILL $$", "--run-dir", str(tmp_path / "run")]
+    assert main(["--restart-on-failure", "1", "--pause", "0", "--", *killed]) == 137
+    assert "failed with status 137; starting again" in capfd.readouterr().err
+
+
 def test_a_job_that_is_put_back_in_the_queue_goes_on(tmp_path):
     """The same line begins a run and goes on with it."""
     folder = RunFolder(tmp_path)
@@ -69,7 +75,10 @@ def test_a_job_that_is_put_back_in_the_queue_goes_on(tmp_path):
     [
         (["--", "train"], "must name its folder by --run-dir"),
         ([], "expected -- and the command"),
-        (["--restart-on-failure", "-1", "--", "train"], "must be at least 0"),
+        (["--restart-on-failure", "-1", "--", "train"], "must be at least 0; got -1"),
+        (["--pause", "-1", "--", "train"], "must be within 0 and 86,400 seconds; got -1"),
+        (["--pause", "nan", "--", "train"], "must be within 0 and 86,400 seconds; got nan"),
+        (["--pause", "inf", "--", "train"], "must be within 0 and 86,400 seconds; got inf"),
         (["--", "no-such-program", "--run-dir", "x"], "no-such-program: cannot be started"),
     ],
 )

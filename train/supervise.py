@@ -7,8 +7,8 @@ COMMAND is the whole command of the run, its launcher included, with --run-dir i
 
 Before every start, the first included, --resume is added where the run's folder holds a run already: the same
 line begins a run, goes on with one that was preempted, and goes on after a failure. A run that ends well (0),
-that was refused for what it was given (2), or that a signal ended (128 + its number, as SIGTERM of a
-scheduler) is not started again.
+that was refused for what it was given (2), or that was asked to end, by Ctrl-C or a scheduler's SIGTERM (130
+or 143), is not started again; one that was killed (137) is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from autograd.errors import InputError
 from train.rank_watch import last_signs
 from train.run_folder import RunFolder
 
-_ASKED_TO_END = {128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM}
+LONGEST_PAUSE = 86_400
+"""Seconds: a day."""
+_ASKED_TO_END = {128 + signal.SIGINT, 128 + signal.SIGTERM}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,8 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     args, command = _parser().parse_args(arguments[:end]), arguments[end + 1 :]
     if not command:
         raise InputError("expected -- and the command to start after the flags; --help shows an example")
-    if args.restart_on_failure < 0 or args.pause < 0:
-        raise InputError("--restart-on-failure and --pause must be at least 0")
+    if args.restart_on_failure < 0:
+        raise InputError(f"--restart-on-failure: must be at least 0; got {args.restart_on_failure}")
+    if not 0 <= args.pause <= LONGEST_PAUSE:  # so that what is no number is refused too
+        raise InputError(f"--pause: must be within 0 and {LONGEST_PAUSE:,} seconds; got {args.pause:g}")
     folder = RunFolder(run_dir_of(command))
     for restarts_left in range(args.restart_on_failure, -1, -1):
         status = _run(with_resume(command, folder))
@@ -47,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         _say(f"the run failed with status {status}; " + (what if restarts_left else "no restarts are left"))
         if restarts_left:
             time.sleep(args.pause)
-    return status if status >= 0 else 128 - status
+    return status
 
 
 def run_dir_of(command: list[str]) -> str:
@@ -67,7 +71,11 @@ def with_resume(command: list[str], folder: RunFolder) -> list[str]:
 
 
 def _run(command: list[str]) -> int:
-    """Run a command to its end; SIGTERM and SIGINT are passed on to it, and no restart follows them."""
+    """Run a command to its end; SIGTERM and SIGINT are passed on to it, and no restart follows them.
+
+    Returns:
+        its exit status; of a command that a signal ended 128 + its number, as a shell has it.
+    """
     try:
         process = subprocess.Popen(command)
     except OSError as error:
@@ -86,7 +94,9 @@ def _run(command: list[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 128 + received[0] if received and status else status
+    if received and status:
+        return 128 + received[0]
+    return status if status >= 0 else 128 - status
 
 
 def _say(text: str) -> None:

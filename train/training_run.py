@@ -292,6 +292,10 @@ class TrainingRun:
         if self.scaler:
             if self.scaler.is_exhausted:
                 raise self._out_of_range(self.scaler)
+            self._show(
+                f"no update after step {position.step:,}: float16 overflowed, the loss scale is now "
+                f"{self.scaler.scale:,g}; skipped {position.skipped_steps:,} so far"
+            )
             return
         if position.bad_steps >= most:
             raise self._diverged(result)
