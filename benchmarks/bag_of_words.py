@@ -114,22 +114,29 @@ def _logistic_regression(
 
     Accelerated gradient descent (Nesterov 1983) with the step 1 / L: rows are of length √2, the softmax's
     curvature at most ½, so L = 1 + l2; it ends when no element of the gradient exceeds the tolerance.
+    Of two classes the one's weights are the other's negated, from the first step on: half the work.
     """
     classes = int(labels.max()) + 1
+    columns = 1 if classes == 2 else classes
     wanted = np.eye(classes)[labels]
-    weights = ahead = np.zeros((x.shape[1], classes))
+    weights = ahead = np.zeros((x.shape[1], columns))
     shrunk = np.ones((x.shape[1], 1))
     shrunk[-1] = 0
     momentum = 1.0
     for _ in range(steps):
-        logits = x.times(ahead)
+        logits = _of_all_classes(x.times(ahead))
         logits -= logits.max(axis=1, keepdims=True)
         chances = np.exp(logits)
         chances /= chances.sum(axis=1, keepdims=True)
-        gradient = x.transposed_times(chances - wanted) / len(labels) + l2 * shrunk * ahead
+        gradient = x.transposed_times((chances - wanted)[:, -columns:]) / len(labels) + l2 * shrunk * ahead
         if np.abs(gradient).max() < tolerance:
             break
         following = ahead - gradient / (1 + l2)
         momentum, before = (1 + np.sqrt(1 + 4 * momentum**2)) / 2, momentum
         weights, ahead = following, following + (before - 1) / momentum * (following - weights)
-    return weights
+    return _of_all_classes(weights)
+
+
+def _of_all_classes(last: np.ndarray) -> np.ndarray:
+    """A column for each class: of two, the second alone is given."""
+    return last if last.shape[1] > 1 else np.hstack([-last, last])

@@ -7,6 +7,18 @@ from host_runner import HostRunner, can_compile_for_host
 from autograd import DeviceError
 from autograd.backend import device_array_module
 from autograd.kernels import host_kernels
+from train import training_run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_plots():
+    """Runs in this process end without a picture, as those of tests/mpi.py do: drawing takes longer.
+
+    tests/test_plot.py draws, and test_wt103.py has a run of its own that does.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "_plot", lambda folder: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,19 @@ import pytest
 from train.threads import BLAS_VARIABLES
 
 ROOT = Path(__file__).resolve().parent.parent
+WITHOUT_PLOTS = ROOT / "tests" / "without_plots"  # on PYTHONPATH: runs draw nothing, which takes longer
 
 
 def run_ranks(
-    ranks: int, code_or_module: str, *arguments: str, timeout: float = 60, env: dict[str, str] | None = None
+    ranks: int,
+    code_or_module: str,
+    *arguments: str,
+    timeout: float = 60,
+    env: dict[str, str] | None = None,
+    plots: bool = False,
 ) -> subprocess.CompletedProcess:
     """Run what `start_ranks` starts to its end; kills it and fails the test after `timeout` seconds."""
-    process = start_ranks(ranks, code_or_module, *arguments, env=env)
+    process = start_ranks(ranks, code_or_module, *arguments, env=env, plots=plots)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -33,23 +39,30 @@ def run_ranks(
 
 
 def start_ranks(
-    ranks: int, code_or_module: str, *arguments: str, env: dict[str, str] | None = None
+    ranks: int,
+    code_or_module: str,
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    plots: bool = False,
 ) -> subprocess.Popen:
     """Start code (`python -c`) or a module named with dots (`python -m`) on some ranks; 1 needs no launcher.
 
     Standard output and error come as text through pipes. Skips the calling test where there is no mpirun or
-    no mpi4py. Whoever calls this ends it: `kill`.
+    no mpi4py. Whoever calls this ends it: `kill`. Without `plots` there is no matplotlib for them.
     """
     kind = "-m" if re.fullmatch(r"[\w.]+", code_or_module) else "-c"
     command = [sys.executable, kind, code_or_module, *arguments]
     if ranks > 1:
         command = [find_mpirun(), "-np", str(ranks), *command]
+    environment = rank_environment(env)
+    if not plots:
+        environment["PYTHONPATH"] = os.pathsep.join([str(WITHOUT_PLOTS), environment["PYTHONPATH"]])
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=rank_environment(env),
+        env=environment,
         start_new_session=True,
     )
 

@@ -196,9 +196,9 @@ def chain(length):
 
 
 def test_a_long_chain_needs_no_deep_stack():
-    dot = to_dot(chain(100_000), max_items=None)
-    assert dot.count('label="negate"') == 100_000
-    assert dot.count(" -> ") == 200_000
+    dot = to_dot(chain(20_000), max_items=None)  # Python itself goes 1,000 calls deep
+    assert dot.count('label="negate"') == 20_000
+    assert dot.count(" -> ") == 40_000
 
 
 def test_too_much_is_refused_before_it_is_drawn():

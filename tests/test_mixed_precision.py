@@ -424,9 +424,8 @@ def text(tmp_path_factory):
 
 @pytest.fixture
 def here(text, monkeypatch):
-    """Runs in this process: where the prepared text lies, and no plots, which take longer than training."""
+    """Runs in this process: where the prepared text lies."""
     monkeypatch.setenv("MINILSTM_DATA", str(text.parent / "prepared"))
-    monkeypatch.setattr(train.training_run, "_plot", lambda folder: None)
     return text.parent
 
 

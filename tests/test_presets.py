@@ -7,7 +7,6 @@ import re
 import pytest
 from tiny import rows_of, write_text
 
-import train.training_run
 from autograd.errors import InputError
 from minilstm.config import ModelConfig
 from train.config import PRESETS, field_kinds, load_preset, preset_names, run_config_of
@@ -132,7 +131,6 @@ def text(tmp_path_factory):
 @pytest.mark.parametrize("name", preset_names())
 def test_it_runs_for_real_at_reduced_size(name, text, monkeypatch):
     monkeypatch.setenv("MINILSTM_DATA", str(text.parent / "prepared"))
-    monkeypatch.setattr(train.training_run, "_plot", lambda folder: None)
     run, knobs = text.parent / name, {**SMALL, **OWN.get(name, {})}
     settings = [part for key, value in knobs.items() for part in ("--set", f"{key}={value}")]
     assert main(["--preset", name, "--data", str(text), "--run-dir", str(run), *settings]) == 0

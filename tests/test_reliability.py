@@ -37,7 +37,6 @@ def _interruptible():
 @pytest.fixture
 def text(tmp_path, monkeypatch):
     monkeypatch.setenv("MINILSTM_DATA", str(tmp_path / "prepared"))
-    monkeypatch.setattr(training_run, "_plot", lambda folder: None)  # takes longer than all the rest
     return write_text(tmp_path / "text.txt")
 
 

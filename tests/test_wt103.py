@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import time
 
@@ -91,6 +92,23 @@ def test_a_run_killed_in_the_middle_resumes_to_equal_bits(text):
     assert_equal_bits(undisturbed, killed)
     steps = [(row["kind"], row["step"], row["loss"]) for row in rows_of(killed)]
     assert steps == [(row["kind"], row["step"], row["loss"]) for row in rows_of(undisturbed)]
+
+
+def test_a_run_ends_with_a_plot_and_a_kill_while_it_is_drawn_loses_nothing(finished, text):
+    run, env = text.parent / "drawn", {"MINILSTM_DATA": str(text.parent / "prepared")}
+    arguments = [*flags(text, run, evaluate_every=15), "--max-steps", "40"]
+    process = start_ranks(1, "train.wt103", *arguments, env=env, plots=True)
+    while not (run / "result.json").exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    kill(process)
+    process.communicate()
+    assert not (run / "plot.png").exists()
+    result = run_ranks(1, "train.wt103", "--run-dir", str(run), "--resume", env=env, plots=True)
+    assert result.returncode == 0, result.stderr
+    assert (run / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert_equal_bits(run, finished[0])
+    assert losses(rows_of(run)).tolist() == losses(finished[1]).tolist()
 
 
 def test_a_run_ended_before_its_first_checkpoint_starts_over(text):
@@ -298,8 +316,8 @@ def test_a_resumed_run_must_be_the_same_run(half_done, text, monkeypatch, change
 def test_a_kill_between_best_and_latest_loses_nothing(text):
     """best.h5 is then of a later step than latest.h5: the resumed run comes to that step again."""
     run, whole = text.parent / "between", text.parent / "between-whole"
-    for folder in (run, whole):
-        train_tiny(1, text, folder, "--max-steps", "12", evaluate_every=4, save_every=2)
+    train_tiny(1, text, run, "--max-steps", "12", evaluate_every=4, save_every=2)
+    shutil.copytree(run, whole)
     latest, best = (run / "checkpoints" / f"{name}.h5" for name in ("latest", "best"))
     kept = best.read_bytes()
     train_tiny(1, text, text.parent / "shorter", "--max-steps", "10", evaluate_every=4, save_every=2)

@@ -31,11 +31,11 @@ _PARAGRAPH_BREAK = re.compile(r"\n\s*\n|\n(?=\s*[-*+] )")
 _TOKEN = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
 
 # Code, tables and signatures share words with prose, but hardly these.
-_FUNCTION_WORDS = re.compile(
-    r"(a|an|and|are|as|at|be|been|by|can|for|from|has|have|if|in|is|it|its|may|must|no|not|of|on|or|that|the"
-    r"|then|this|to|was|when|which|will|with|you)",
-    re.IGNORECASE,
-)
+_FUNCTION_WORDS = {
+    "a", "an", "and", "are", "as", "at", "be", "been", "by", "can", "for", "from", "has", "have", "if",
+    "in", "is", "it", "its", "may", "must", "no", "not", "of", "on", "or", "that", "the", "then", "this",
+    "to", "was", "when", "which", "will", "with", "you",
+}  # fmt: skip
 
 
 def version() -> str:
@@ -136,10 +136,7 @@ def _prose(texts: list[str]) -> Iterator[str]:
 def _is_prose(tokens: list[str]) -> bool:
     """Five tokens or more, three fifths of them words, an eighth of the words function words."""
     words = [token for token in tokens if token.isalpha()]
-    function_words = sum(_FUNCTION_WORDS.fullmatch(word) is not None for word in words)
-    return (
-        len(tokens) >= 5
-        and len(words) >= max(3, 0.6 * len(tokens))
-        and function_words > 0
-        and 8 * function_words >= len(words)
-    )
+    if len(tokens) < 5 or len(words) < max(3, 0.6 * len(tokens)):
+        return False
+    function_words = sum(word.lower() in _FUNCTION_WORDS for word in words)
+    return function_words > 0 and 8 * function_words >= len(words)
