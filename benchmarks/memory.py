@@ -104,10 +104,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                     axes.loglog(values, [row[side] for row in own], "o-", color=colour, label=label)
             axes.loglog(values, [row["reckoned_mb"] for row in own], "k:", label="reckoned beforehand")
             axes.set_xticks(values, [f"{value:,}" for value in values], fontsize=8)
-            axes.minorticks_off()
+            axes.xaxis.minorticks_off()
+            axes.yaxis.minorticks_off()
             axes.set(xlabel=f"{SYMBOLS[name]} ({name})")
             axes.legend(fontsize=8)
-        figure.axes[0].set_ylabel("peak MB")
+        shown = (100, 200, 500, 1000, 2000, 5000)
+        figure.axes[0].set_yticks(shown, [f"{megabytes:,}" for megabytes in shown])
+        highest = max(row[side] or 0 for row in rows for side in ("ours", "torch", "reckoned_mb"))
+        figure.axes[0].set(ylabel="peak MB", ylim=(min(row["ours"] for row in rows) / 1.3, highest * 1.3))
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
 
