@@ -245,9 +245,9 @@ def _read(path: str | os.PathLike, file: "h5py.File") -> tuple[dict[str, np.ndar
 
 
 def _to_version_2(meta: dict[str, Any]) -> None:
-    """A run ended only after the validation of its step, or before its next checkpoint."""
+    """A run ended only after its step's validation, or before its next checkpoint; no step was skipped."""
     if "streams" in meta:  # else of a classifier, or weights alone
-        meta["position"]["pending"] = False
+        meta["position"] |= {"pending": False, "skipped_steps": 0, "bad_steps": 0}
 
 
 _UPGRADES = (_to_version_2,)  # each from the version before, in place

@@ -19,14 +19,14 @@ from minilstm.language_model import LanguageModel, State
 from train.communicator import Communicator
 from train.cuda_graph import GraphedFunction
 from train.graph_masks import GraphMasks, why_no_graph
-from train.mixed_precision import LossScaler, MasterWeights
+from train.mixed_precision import LossScaler
 from train.optimizers import Optimizer, add_scaled
 from train.signals import StopRequest
-from train.step import StepResult
+from train.step import StepResult, TrainingStep
 from train.update_kernels import NAMES
 
 
-class DeviceStep:
+class DeviceStep(TrainingStep):
     """One update of a model on a GPU from one window of text on every rank; arguments as for `TrainingStep`.
 
     What it returns are the numbers of the step before, and the state of this one; the first step, and the
@@ -54,12 +54,8 @@ class DeviceStep:
         graphs: bool = True,
         tell: Callable[[str], None] = print,
     ) -> None:
-        self.model, self.optimizer, self.communicator, self.device = model, optimizer, communicator, device
-        self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
-        self.check_values = check_values
-        self.scaler, self.masters = scaler, MasterWeights(model) if scaler else None
-        self.computing = self.masters.half if self.masters else model
-        self._ranges: dict[Variable, range] = dict(self.computing.parameter_ranges())
+        super().__init__(model, optimizer, communicator, clip_norm, accumulate, l2_tied, scaler, check_values)
+        self.device = device
         self._scale: Any = device.xp.ones((), np.float32 if scaler else model.dtype)
         self._unread: Callable[[], tuple[float, float, int]] | None = None
         self._graphed: GraphedFunction | None = None
@@ -115,16 +111,6 @@ class DeviceStep:
             self._unread()
         self._unread = None
 
-    def take_weights(self) -> None:
-        """To be called when the model's weights were set by others: a copy that computes follows them."""
-        if self.masters:
-            self.masters.round_down()
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of what is computed with: a state must be of it."""
-        return self.computing.dtype
-
     def _averaged(self, told: Any, scale: float) -> tuple[Any, float]:
         """The flat gradient of all ranks, and what it has still to be multiplied with."""
         gradients = self.computing.flat_gradients
@@ -149,7 +135,7 @@ class DeviceStep:
             rows = slice(first, first + size)
             part = [(h[rows], c[rows]) for h, c in state]
             is_last = first + size == inputs.shape[1]
-            loss, new_state = self._backward(
+            loss, new_state = self._group(
                 inputs[:, rows], targets[:, rows], part, masks.for_rows_from(first), mean if is_last else None
             )
             losses.append(loss)
@@ -161,7 +147,7 @@ class DeviceStep:
         ]
         return sum(losses[1:], losses[0]) / len(losses), joined if len(states) > 1 else states[0]
 
-    def _backward(
+    def _group(
         self, inputs: Any, targets: Any, state: State, masks: MaskStream, mean: Any
     ) -> tuple[Any, State]:
         """One group of rows forward and backward; its share of the gradient is left in the model."""
@@ -180,9 +166,6 @@ class DeviceStep:
             for (h, c), (old_h, old_c) in zip(new, old, strict=True)
         ]
 
-    def _teller(self, mean: Any) -> Callable[[Variable], None]:
-        return lambda parameter: mean.completed(self._ranges[parameter])
-
     def _as_graph(self, inputs: Any, targets: Any, state: State, masks: MaskStream) -> tuple[Any, State]:
         """The same for all rows at once, by a graph of this length of window."""
         flat_state = [part for pair in state for part in pair]
@@ -199,7 +182,7 @@ class DeviceStep:
         """What is captured: from ids and state to loss, new state, and gradients in their buffer."""
         state = list(zip(flat_state[::2], flat_state[1::2], strict=True))
         self.computing.zero_grads()
-        loss, new_state = self._backward(inputs, targets, state, self._masks, None)
+        loss, new_state = self._group(inputs, targets, state, self._masks, None)
         _ = self.computing.flat_gradients  # those that nothing reached become zero inside the graph too
         return (loss, *(part for pair in new_state for part in pair))
 

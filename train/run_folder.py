@@ -149,7 +149,7 @@ class Position:
     def of(path: Path, facts: dict[str, Any]) -> Position:
         """The position that the checkpoint at `path` holds; InputError if it is not this version's."""
         saved = facts.get("position", {})
-        missing, foreign = _OWN - _ADDED - saved.keys(), saved.keys() - _OWN
+        missing, foreign = _OWN - saved.keys(), saved.keys() - _OWN
         if missing or foreign:
             differing = [f"lacks {name}" for name in sorted(missing)]
             differing += [f"has {name}" for name in sorted(foreign)]
@@ -173,7 +173,6 @@ _ARCHITECTURE = (
     "last_hidden_size", "tied_weights", "layer_norm", "layer_norm_epsilon", "residual",
 )  # fmt: skip
 _OWN = {field.name for field in dataclasses.fields(Position)}
-_ADDED = {"skipped_steps", "bad_steps"}  # checkpoints from before there were these lack them: none was
 
 
 def save_run(

@@ -74,7 +74,8 @@ class TrainingStep:
         self.clip_norm, self.accumulate, self.l2_tied = clip_norm, accumulate, l2_tied
         self.check_values = check_values
         self.scaler, self.masters = scaler, MasterWeights(model) if scaler else None
-        self._ranges: dict[Variable, range] = dict(model.parameter_ranges())
+        self.computing = self.masters.half if self.masters else model
+        self._ranges: dict[Variable, range] = dict(self.computing.parameter_ranges())
 
     def take_weights(self) -> None:
         """To be called when the model's weights were set by others: a copy that computes follows them."""
@@ -84,7 +85,7 @@ class TrainingStep:
     @property
     def dtype(self) -> np.dtype:
         """Of what is computed with: a state must be of it."""
-        return (self.masters.half if self.masters else self.model).dtype
+        return self.computing.dtype
 
     def settle(self) -> None:
         """Nothing is under way between two steps; on a GPU there is (train/device_step.py)."""

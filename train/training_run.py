@@ -98,7 +98,7 @@ class TrainingRun:
         )
         self.state: Any = None
 
-    def _make_step(self) -> TrainingStep | DeviceStep:
+    def _make_step(self) -> TrainingStep:
         train = self.train_config
         common = (self.model, self.optimizer, self.communicator)
         options: Any = {
@@ -306,25 +306,28 @@ class TrainingRun:
         )
 
     def _out_of_range(self, scaler: LossScaler) -> InputError:
-        latest = self.folder.checkpoint(LATEST)
-        kept = f"the checkpoint {latest} is as it was; " if latest.exists() else ""
         return InputError(
             f"float16 overflowed {scaler.overflows_at_lowest} times at step {self.position.step + 1} or just "
-            f"before it although the loss scale was at its lowest, {scaler.scale:g}; {kept}lower "
+            f"before it although the loss scale was at its lowest, {scaler.scale:g}; {self._kept()}lower "
             "learning_rate, or go on with --resume --precision float32"
         )
 
     def _diverged(self, result: StepResult) -> InputError:
-        latest, clipped = self.folder.checkpoint(LATEST), self.train_config.clip_norm > 0
-        kept = f"the checkpoint {latest} is as it was; " if latest.exists() else ""
         advice = (
-            "lower learning_rate or clip_norm" if clipped else "--set clip_norm=0.25, or lower learning_rate"
+            "lower learning_rate or clip_norm"
+            if self.train_config.clip_norm > 0
+            else "--set clip_norm=0.25, or lower learning_rate"
         )
         return InputError(
             f"training diverged at step {self.position.step + 1}: {self.position.bad_steps} windows in a row "
-            f"gave no update, the last one loss {result.loss}, gradient norm {result.grad_norm}; {kept}"
-            f"{advice}; --detect-anomaly names the first value that is not finite"
+            f"gave no update, the last one loss {result.loss}, gradient norm {result.grad_norm}; "
+            f"{self._kept()}{advice}; --detect-anomaly names the first value that is not finite"
         )
+
+    def _kept(self) -> str:
+        """The clause of an error that names the last good checkpoint; empty before there is one."""
+        latest = self.folder.checkpoint(LATEST)
+        return f"the checkpoint {latest} is as it was; " if latest.exists() else ""
 
     def _log(self, result: StepResult, learning_rate: float) -> None:
         """A row of metrics.jsonl every `log_every` steps: the mean loss since the last one."""
