@@ -17,6 +17,11 @@ from typing import Any
 from autograd.errors import InputError
 from train.threads import BLAS_VARIABLES
 
+WARM_UP = 2
+"""Untimed rounds: memory is touched for the first time, Adam makes its moments."""
+PAUSE = 0.05
+"""Seconds between turns, in which the threads of the side before stop spinning (OpenMP's take about 0.01)."""
+
 _ROOT = Path(__file__).resolve().parent.parent
 
 

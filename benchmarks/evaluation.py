@@ -20,11 +20,10 @@ import numpy as np
 
 from autograd.command import Parser
 from autograd.errors import InputError
-from benchmarks.child import Child, serve
+from benchmarks.child import PAUSE, Child, serve
 from benchmarks.report import add_report_flags, check_report_flags, report
-from benchmarks.sizes import SIZES, size_of, zipf_ids
-from benchmarks.systems import make_system, require_torch
-from benchmarks.training_step import LOSS_TOLERANCE, PAUSE
+from benchmarks.sizes import add_size_flag, size_of, zipf_ids
+from benchmarks.systems import LOSS_TOLERANCE, make_system, require_torch
 from train.config import TrainConfig
 from train.environment import environment
 
@@ -117,8 +116,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser.documented("python -m benchmarks.evaluation", __doc__)
-    sizes = f"{{{','.join(name for name in SIZES if name != 'tiny')}}}"
-    parser.add_argument("--size", choices=SIZES, default="small", metavar=sizes, help="default: small")
+    add_size_flag(parser)
     parser.add_argument("--tokens", type=int, default=20_000, metavar="N", help="default: 20,000")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument("--against", choices=("torch", "none"), default="none", help="default: none")

@@ -19,11 +19,10 @@ from typing import Any
 
 from autograd.command import Parser
 from autograd.errors import InputError
-from benchmarks.child import Child
+from benchmarks.child import PAUSE, Child
 from benchmarks.kernel_cases import Case, make_cases
 from benchmarks.report import add_report_flags, check_report_flags, report
 from benchmarks.systems import require_torch
-from benchmarks.training_step import PAUSE
 from benchmarks.training_step_worker import GEMM_SIZE
 from train.environment import environment
 from train.log import progress

@@ -24,13 +24,12 @@ import minilstm.tied_softmax
 import train.optimizers
 from autograd.command import Parser
 from autograd.errors import InputError
-from benchmarks.child import Child
+from benchmarks.child import PAUSE, WARM_UP, Child
 from benchmarks.report import add_report_flags, check_report_flags, report
-from benchmarks.sizes import SIZES
+from benchmarks.sizes import SIZES, add_size_flag
+from benchmarks.systems import LOSS_TOLERANCE
 from train.environment import environment
 from train.log import progress
-
-PAUSE, WARM_UP, LOSS_TOLERANCE = 0.05, 2, 1e-4
 
 
 @dataclass(frozen=True)
@@ -139,8 +138,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser.documented("python -m benchmarks.levers", __doc__)
-    sizes = f"{{{','.join(name for name in SIZES if name != 'tiny')}}}"
-    parser.add_argument("--size", choices=SIZES, default="small", metavar=sizes, help="default: small")
+    add_size_flag(parser)
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="default: 7")
     add_report_flags(parser)
     return parser

@@ -43,7 +43,7 @@ from benchmarks.scaling_model import (
     allreduce_seconds,
 )
 from benchmarks.scaling_worker import LONG, SHORT
-from benchmarks.sizes import SIZES
+from benchmarks.sizes import SIZES, add_size_flag
 from minilstm.config import ModelConfig
 from train.environment import environment
 from train.files import atomic_write
@@ -278,10 +278,7 @@ def _report_model(options: argparse.Namespace) -> int:
 
 def _parser() -> Parser:
     parser = Parser.documented("python -m benchmarks.scaling", __doc__)
-    shown = ",".join(name for name in SIZES if name != "tiny")
-    parser.add_argument(
-        "--size", choices=SIZES, default="small", metavar=f"{{{shown}}}", help="default: small"
-    )
+    add_size_flag(parser)
     parser.add_argument("--steps", type=int, default=9, metavar="N", help="of each group; default: 9")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of all groups; default: 3")
     parser.add_argument("--model", action="store_true", help="what the α-β model says; nothing is measured")

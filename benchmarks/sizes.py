@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,6 +57,12 @@ SIZES = {
     "wt2": Size(33_278, 400, 1_150, 3, batch_size=20, window=70, steps=9),
     "wt103": Size(267_735, 400, 1_024, 3, batch_size=8, window=96, steps=7),
 }
+
+
+def add_size_flag(parser: argparse.ArgumentParser) -> None:
+    """--size, one of SIZES by name; "tiny", which is there to try a benchmark out, is not shown."""
+    shown = f"{{{','.join(name for name in SIZES if name != 'tiny')}}}"
+    parser.add_argument("--size", choices=SIZES, default="small", metavar=shown, help="default: small")
 
 
 def size_of(text: str) -> Size:

@@ -17,6 +17,9 @@ from train.evaluate import evaluate
 from train.step import TrainingStep
 from train.training_run import make_optimizer
 
+LOSS_TOLERANCE = 1e-4
+"""Nats by which two ways to compute the same loss may differ."""
+
 
 class System(Protocol):
     """A language model with its optimizer. From one seed, every system starts with the same weights."""

@@ -38,17 +38,12 @@ from typing import Any
 
 from autograd.command import Parser
 from autograd.errors import InputError
-from benchmarks.child import Child
+from benchmarks.child import PAUSE, WARM_UP, Child
 from benchmarks.report import add_report_flags, check_report_flags, report
-from benchmarks.sizes import SIZES, Size
-from benchmarks.systems import require_torch
+from benchmarks.sizes import SIZES, Size, add_size_flag
+from benchmarks.systems import LOSS_TOLERANCE, require_torch
 from benchmarks.training_step_worker import GEMM_SIZE
 
-WARM_UP = 2
-"""Untimed rounds: memory is touched for the first time, Adam makes its moments."""
-PAUSE = 0.05
-"""Seconds between turns, in which the threads of the side before stop spinning (OpenMP's take about 0.01)."""
-LOSS_TOLERANCE = 1e-4
 COMPARED_STEPS = 5
 """Steps whose losses are compared: each update makes the rounding differences before it larger."""
 
@@ -169,9 +164,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser.documented("python -m benchmarks.training_step", __doc__)
-    shown = [name for name in SIZES if name != "tiny"]  # which is there to try the benchmark out
-    sizes = f"{{{','.join(shown)}}}"
-    parser.add_argument("--size", choices=SIZES, default="small", metavar=sizes, help="default: small")
+    add_size_flag(parser)
     parser.add_argument("--against", choices=("torch", "none"), default="none", help="default: none")
     parser.add_argument("--steps", type=int, metavar="N", help="timed steps of each side; default: by size")
     parser.add_argument("--threads", type=int, metavar="N", help="of each side; default: one a core")
