@@ -69,8 +69,8 @@ def run_parts(function: Callable[[Part], Result], parts: Sequence[Part]) -> list
     however the threads are scheduled. The first part runs in the calling thread; the others see its modes
     and its numpy.errstate. All of them have ended when it returns, or raises what a part has raised.
     """
-    if len(parts) == 1 or threading.current_thread().name.startswith(_THREAD_NAME):
-        return [function(part) for part in parts]  # one of our threads must not wait for another
+    if len(parts) == 1 or not can_share_work():
+        return [function(part) for part in parts]
     with _single_threaded_blas():
         others = [_pool().submit(contextvars.copy_context().run, function, part) for part in parts[1:]]
         try:
@@ -78,6 +78,41 @@ def run_parts(function: Callable[[Part], Result], parts: Sequence[Part]) -> list
         finally:
             wait(others)
         return [first] + [other.result() for other in others]
+
+
+def can_share_work() -> bool:
+    """False in one of our own threads, which must not wait for another: its parts run one after the other."""
+    return not threading.current_thread().name.startswith(_THREAD_NAME)
+
+
+def run_in_step(function: Callable[[Part, Callable[[], object]], object], parts: Sequence[Part]) -> None:
+    """function(part, meet) for all parts side by side; a thread that calls `meet()` waits for all the others.
+
+    All must call it equally often. When one of them raises, so does `meet` in the others, and its exception
+    is the one that arrives.
+
+    Args:
+        parts: no more than `num_threads()`, and one alone where `can_share_work()` is False: each needs a
+            thread that is free for it.
+    """
+    if len(parts) == 1:
+        function(parts[0], lambda: None)
+        return
+    barrier = threading.Barrier(len(parts))
+
+    def run(part: Part) -> BaseException | None:
+        try:
+            function(part, barrier.wait)
+        except threading.BrokenBarrierError:
+            pass  # another's exception tells why
+        except BaseException as error:
+            barrier.abort()
+            return error
+        return None
+
+    for error in run_parts(run, parts):
+        if error is not None:
+            raise error
 
 
 def split_range(size: int, pieces: int, multiple: int = 1) -> list[slice]:

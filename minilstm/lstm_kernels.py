@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from autograd.backend import accumulation_dtype, get_array_module, matmul
-from autograd.parallel import num_threads, run_parts, split_range
+from autograd.parallel import can_share_work, num_threads, run_in_step, run_parts, split_range
 
 PANEL_WIDTH = 32
 SMALL_PRODUCT = 1_000_000
@@ -107,6 +107,22 @@ def batch_parts(x: Any, B: int, H: int) -> list[slice]:
     return split_range(B, num_threads() if worthwhile else 1)
 
 
+def unit_parts(x: Any, B: int, H: int) -> list[slice]:
+    """The units of a layer over x (T, B, I) whose gates and cells each thread computes, step by step.
+
+    Units meet in the recurrent product alone: each thread multiplies by its own share of W_hh, and reads no
+    more of it, but must wait at every step until the others have their share of h, or of the gates.
+    """
+    worthwhile = get_array_module(x) is np and 2 * B * 4 * H * H >= MIN_PARALLEL_WORK
+    return split_range(H, num_threads() if worthwhile and can_share_work() else 1)
+
+
+def of_units(W: Any, units: slice, factor: Any) -> Any:
+    """The rows of W (4H, I) that belong to these units, times factor (4, units): (4 · units, I)."""
+    own = W.reshape(len(factor), -1, W.shape[1])[:, units] * factor[:, :, None]
+    return own.reshape(-1, W.shape[1])
+
+
 def cut(T: int, share: float, parts: list[slice]) -> list[slice]:
     """All steps; in two pieces, the first with this share of them, if the time loop leaves a core idle.
 
@@ -119,12 +135,19 @@ def cut(T: int, share: float, parts: list[slice]) -> list[slice]:
     return [slice(0, middle), slice(middle, T)]
 
 
+Meet = Callable[[], object]
+"""What a thread calls to wait for the others of its time loop."""
+
+
 def run_beside(
-    run: Callable[[slice, slice], None],
+    run: Callable[[slice, slice, Meet], None],
     parts: list[slice],
     steps: slice,
     task: Callable[[], Any] | None = None,
 ) -> None:
-    """run(rows, steps) for all parts of the batch, and `task` beside it; all have ended when it returns."""
-    works: list[Callable[[], Any]] = [functools.partial(run, rows, steps) for rows in parts]
-    run_parts(lambda work: work(), works + ([task] if task else []))
+    """run(part, steps, meet) for all parts of a layer; `task` beside the only one; all have ended then."""
+    if task is None:
+        run_in_step(lambda part, meet: run(part, steps, meet), parts)
+        return
+    (part,) = parts
+    run_parts(lambda work: work(), [functools.partial(run, part, steps, lambda: None), task])
