@@ -9,13 +9,23 @@ from typing import Any
 import numpy as np
 
 from autograd.backend import accumulation_dtype, get_array_module, matmul
-from autograd.parallel import can_share_work, num_threads, run_in_step, run_parts, split_range
+from autograd.parallel import (
+    blas_architecture,
+    can_share_work,
+    free_threads,
+    num_threads,
+    run_in_step,
+    run_parts,
+    split_range,
+)
 
 PANEL_WIDTH = 32
 SMALL_PRODUCT = 1_000_000
 """OpenBLAS multiplies without first copying its operands when rows · columns · depth is at most this."""
 MAX_ROWS = 24
 """With more rows the copy pays for itself."""
+PANEL_ARCHITECTURES = ("SkylakeX", "Cooperlake", "SapphireRapids")
+"""For these, with AVX-512, OpenBLAS has kernels that leave the copy out; for others panels only cost."""
 MIN_PARALLEL_WORK = 8_000_000
 """Flops of one step's recurrent product below which a second thread costs more than it brings."""
 
@@ -26,8 +36,9 @@ class RecurrentProduct:
     With a handful of rows the time goes into reading W, and a general product reads it three times: once
     to copy it into its own layout, which is what pays for square matrices. Cut into panels of 32 columns
     (and of a depth that divides), each product is small enough for BLAS to use W where it lies; partial
-    sums over the depth are added at the end. On other arrays, or with more rows, it is the plain product.
-    A float16 W is made float32 once, here, and not at every step; only what goes into `out` is rounded.
+    sums over the depth are added at the end. On other arrays or processors, or with more rows, it is the
+    plain product. A float16 W is made float32 once, here, and not at every step; only what goes into `out` is
+    rounded.
 
     Args:
         W: (depth, columns), copied.
@@ -39,10 +50,10 @@ class RecurrentProduct:
         on_cpu = get_array_module(W) is np
         if on_cpu:
             W = W.astype(accumulation_dtype(W.dtype), copy=False)
-        skinny = on_cpu and rows <= MAX_ROWS
+        skinny = on_cpu and rows <= MAX_ROWS and blas_architecture() in PANEL_ARCHITECTURES
         splits = _num_splits(W.shape[0], rows) if skinny else None
         self.panels = None if splits is None else _panels(W, splits, as_it_lies=rows <= 16)
-        self.W = get_array_module(W).ascontiguousarray(W) if splits is None else None
+        self.W = W.copy(order="C") if splits is None else None
 
     def workspace(self, rows: int) -> Any:
         """What products with so many rows need besides `out`, made once before a time loop; None: nothing."""
@@ -124,13 +135,14 @@ def of_units(W: Any, units: slice, factor: Any) -> Any:
 
 
 def cut(T: int, share: float, parts: list[slice]) -> list[slice]:
-    """All steps; in two pieces, the first with this share of them, if the time loop leaves a core idle.
+    """All steps; in two pieces, the first with this share of them, if the time loop leaves a core idle that
+    has nothing else to do.
 
     The products with the inputs, or those for the weights, can then be made for one piece while the loop,
     which is too small for two threads, runs over the other.
     """
     middle = round(T * share)
-    if len(parts) > 1 or num_threads() == 1 or not 0 < middle < T:
+    if len(parts) > 1 or free_threads() == 1 or not 0 < middle < T:
         return [slice(0, T)]
     return [slice(0, middle), slice(middle, T)]
 
@@ -150,4 +162,5 @@ def run_beside(
         run_in_step(lambda part, meet: run(part, steps, meet), parts)
         return
     (part,) = parts
-    run_parts(lambda work: work(), [functools.partial(run, part, steps, lambda: None), task])
+    works: list[Callable[[], Any]] = [functools.partial(run, part, steps, lambda: None), task]
+    run_parts(lambda work: work(), works)

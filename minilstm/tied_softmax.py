@@ -20,6 +20,8 @@ float16 for their products, and have a scale of their own there: see `SoftmaxBlo
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,8 @@ from autograd.mode import is_backprop_enabled, no_backprop_mode
 from autograd.parallel import num_threads, run_parts, split_range
 from autograd.variable import as_variable
 
+Defer = Callable[[Callable[[Any], object], Sequence[Any], Callable[[], object]], None]
+"""`Function.defer` of some inputs: takes work, parts and what comes last."""
 BLOCK_WORDS = 512
 """Words in a block: wide enough for BLAS to run at its peak, narrow enough for the block to stay in cache."""
 KEPT_BYTES = 32 << 20
@@ -65,7 +69,7 @@ class TiedSoftmaxLoss(Function):
     def backward(self, dloss):
         rows, scored = self.saved
         dW, db = (self.grad_target(index, like) for index, like in ((1, rows.blocks.W), (2, rows.blocks.b)))
-        dh = rows.gradients(dloss / scored.count, dW, db)
+        dh = rows.gradients(dloss / scored.count, dW, db, functools.partial(self.defer, (1, 2)))
         return scored.spread(dh.astype(rows.blocks.h.dtype, copy=False)), dW[0], db[0], None
 
 
@@ -143,12 +147,15 @@ class CrossEntropy:
         if self.blocks.shift is not None:
             self.losses += self.blocks.shift
 
-    def gradients(self, scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool]) -> Any:
+    def gradients(
+        self, scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool], defer: Defer | None = None
+    ) -> Any:
         """scale · d(sum of losses) by h, which is returned, and by W and b.
 
         Args:
             scale: a number.
             dW, db: (array, unwritten) as `Function.grad_target` gives them; written or added to.
+            defer: `Function.defer`, which is asked for what can wait of dW and db; None: all is made at once.
 
         Returns:
             dh (N, E), float32 of float16: others may still be added to it.
@@ -156,10 +163,17 @@ class CrossEntropy:
         h, W, b = self.blocks.h, self.blocks.W, self.blocks.b
         if h.dtype == "float16":
             return self.blocks.half_gradients(self.sums, scale, dW, db, targets=self.targets)
-        dh = self.blocks.gradients(scale / self.sums, dW, db)
+        dh, work, blocks = self.blocks.gradients(scale / self.sums, dW, db, later=defer is not None)
         dh -= scale * W[self.targets]  # the targets' part of (23)
-        add_rows(dW[0], self.targets, h * -scale)  # of (24)
-        db[0][...] -= scale * get_array_module(h).bincount(self.targets, minlength=len(b))  # of (25)
+
+        def add_targets() -> None:
+            add_rows(dW[0], self.targets, h * -scale)  # of (24)
+            db[0][...] -= scale * get_array_module(h).bincount(self.targets, minlength=len(b))  # of (25)
+
+        if defer is None:
+            add_targets()
+        else:
+            defer(work, blocks, add_targets)
         return dh
 
 
@@ -217,31 +231,43 @@ class SoftmaxBlocks:
             xp.maximum(highest, logits.max(axis=1), out=highest)
         return highest
 
-    def gradients(self, row_scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool]) -> Any:
-        """The softmax's part of dh (returned), dW and db, without the targets'.
+    def gradients(
+        self, row_scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool], later: bool = False
+    ) -> tuple[Any, Callable[[slice], None], list[slice]]:
+        """The softmax's part of dh, dW and db, without the targets'.
 
         Args:
             row_scale: (N), d(root)/d(loss of the row) / S.
             dW, db: (array, unwritten) as `Function.grad_target` gives them; written or added to.
+            later: leave out dW and db of the blocks of words whose exponentials are kept.
+
+        Returns:
+            dh (N, E); what makes dW and db of a block, and the blocks that were left out.
         """
         xp, scaled_h = get_array_module(self.h), self.h * row_scale[:, None]
+
+        def weight_gradients(words: slice, e: Any) -> None:
+            exp_b = self._exp_bias(words)
+            assign_or_add(db, words, matmul(row_scale, e) * exp_b)  # (25)
+            if dW[1]:
+                block = matmul(e.T, scaled_h, out=dW[0][words])  # (24)
+                block *= exp_b[:, None]
+            else:
+                dW[0][words] += matmul(e.T, scaled_h) * exp_b[:, None]  # (24)
 
         def part_gradients(part: slice) -> Any:
             dh, product = xp.zeros_like(self.h), xp.empty_like(self.h)
             for words, e in self._exponentials(part):
-                exp_b = self._exp_bias(words)
-                dh += matmul(e, self.W[words] * exp_b[:, None], out=product)  # (23)
-                assign_or_add(db, words, matmul(row_scale, e) * exp_b)  # (25)
-                if dW[1]:
-                    block = matmul(e.T, scaled_h, out=dW[0][words])  # (24)
-                    block *= exp_b[:, None]
-                else:
-                    dW[0][words] += matmul(e.T, scaled_h) * exp_b[:, None]  # (24)
+                dh += matmul(e, self.W[words] * self._exp_bias(words)[:, None], out=product)  # (23)
+                if not (later and words.start in self._kept):
+                    weight_gradients(words, e)
             return dh
 
         dh = sum(run_parts(part_gradients, self.parts))
         dh *= row_scale[:, None]
-        return dh
+        every = [words for part in self.parts for words in self._words(part)]
+        left_out = [words for words in every if later and words.start in self._kept]
+        return dh, lambda words: weight_gradients(words, self._kept[words.start]), left_out
 
     def half_gradients(
         self,
