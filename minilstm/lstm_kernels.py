@@ -27,7 +27,10 @@ MAX_ROWS = 24
 PANEL_ARCHITECTURES = ("SkylakeX", "Cooperlake", "SapphireRapids")
 """For these, with AVX-512, OpenBLAS has kernels that leave the copy out; for others panels only cost."""
 MIN_PARALLEL_WORK = 8_000_000
-"""Flops of one step's recurrent product below which a second thread costs more than it brings."""
+"""Flops of one step's recurrent product below which a second thread for half of the rows costs more than it
+brings."""
+MIN_MEETING_WORK = 40_000_000
+"""The same for threads that meet at every step."""
 
 
 class RecurrentProduct:
@@ -124,7 +127,7 @@ def unit_parts(x: Any, B: int, H: int) -> list[slice]:
     Units meet in the recurrent product alone: each thread multiplies by its own share of W_hh, and reads no
     more of it, but must wait at every step until the others have their share of h, or of the gates.
     """
-    worthwhile = get_array_module(x) is np and 2 * B * 4 * H * H >= MIN_PARALLEL_WORK
+    worthwhile = get_array_module(x) is np and 2 * B * 4 * H * H >= MIN_MEETING_WORK
     return split_range(H, num_threads() if worthwhile and can_share_work() else 1)
 
 

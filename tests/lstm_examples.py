@@ -20,6 +20,7 @@ def take_path(monkeypatch, name):
 def use_threads(monkeypatch, threads=3):
     """Take the paths of large sizes, several threads and all, on tiny ones."""
     monkeypatch.setattr(lstm_kernels, "MIN_PARALLEL_WORK", 0)
+    monkeypatch.setattr(lstm_kernels, "MIN_MEETING_WORK", 0)
     monkeypatch.setattr(lstm_kernels, "num_threads", lambda: threads)
     monkeypatch.setattr("minilstm.lstm.free_threads", lambda: threads)
     monkeypatch.setattr(lstm_kernels, "free_threads", lambda: threads)
