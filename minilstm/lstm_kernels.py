@@ -33,6 +33,11 @@ MIN_MEETING_WORK = 40_000_000
 """The same for threads that meet at every step."""
 
 
+def panels_pay() -> bool:
+    """Whether NumPy's BLAS reads a small panel where it lies."""
+    return blas_architecture() in PANEL_ARCHITECTURES
+
+
 class RecurrentProduct:
     """h @ W for one W and many small h: the shape of every recurrent step.
 
@@ -53,7 +58,7 @@ class RecurrentProduct:
         on_cpu = get_array_module(W) is np
         if on_cpu:
             W = W.astype(accumulation_dtype(W.dtype), copy=False)
-        skinny = on_cpu and rows <= MAX_ROWS and blas_architecture() in PANEL_ARCHITECTURES
+        skinny = on_cpu and rows <= MAX_ROWS and panels_pay()
         splits = _num_splits(W.shape[0], rows) if skinny else None
         self.panels = None if splits is None else _panels(W, splits, as_it_lies=rows <= 16)
         self.W = W.copy(order="C") if splits is None else None

@@ -1,8 +1,10 @@
 """The decoder that shares the embedding, and its loss, in blocks of the vocabulary.
 
 The logits of a window, (N, V), are never held: at N = 21,504 and V = 267,735 they would take 23 GB in
-float32. Each block of words is multiplied out twice instead, once for the sums of the softmax and once
-more for the gradients; only what fits in a fixed 32 MB is kept in between, and not multiplied out again.
+float32. One block of them is, of a size that depends on neither: 48 MB. Threads walk through the vocabulary
+in a third of it, a few words each at a time. Each word is multiplied out twice, once for the sums of the
+softmax and once more for the gradients; but for the first ones, whose exponentials stay in the rest of the
+block.
 
 With l = h Wᵀ (without the bias), e = exp(l), and for every row n of h
 
@@ -38,9 +40,12 @@ from autograd.variable import as_variable
 Defer = Callable[[Callable[[Any], object], Sequence[Any], Callable[[], object]], None]
 """`Function.defer` of some inputs: takes work, parts and what comes last."""
 BLOCK_WORDS = 512
-"""Words in a block: wide enough for BLAS to run at its peak, narrow enough for the block to stay in cache."""
+"""Words that a thread multiplies out at a time: many enough for BLAS to run at its peak, few enough for their
+logits to stay in the cache."""
+WORKING_BYTES, LEAST_WORDS = 16 << 20, 64
+"""All threads' logits fit in so many bytes: of many rows, or for many threads, fewer words, down to these."""
 KEPT_BYTES = 32 << 20
-"""The first blocks' exponentials stay for the backward pass while they fit in here, whatever N and V are."""
+"""The first words' exponentials stay for the backward pass while they fit in here, whatever N and V are."""
 SAFE_SUMS = (1e-20, 1e20)
 SAFE_BIAS = 20.0
 """While every S and |b| lie within these, exp needs no shift: what counts in S has e = exp(log S - b ± 16)
@@ -192,7 +197,7 @@ class SoftmaxBlocks:
     def __init__(self, h: Any, W: Any, b: Any, block_size: int = BLOCK_WORDS) -> None:
         self.h, self.W, self.b, self.dtype = h, W, b, accumulation_dtype(h.dtype)
         threads = num_threads() if get_array_module(h) is np else 1
-        self.block_size = block_size
+        self.block_size = words_at_a_time(len(h), threads, self.dtype.itemsize, block_size)
         self.shift: Any = None
         self._kept: dict[int, Any] = {}  # exponentials by the first word of their block
         self.parts = split_range(len(W), threads, multiple=self.block_size)
@@ -366,6 +371,12 @@ class SoftmaxBlocks:
         G[rows, targets[rows] - words.start] -= LOGIT_GRADIENT_SCALE
 
 
+def words_at_a_time(rows: int, threads: int, itemsize: int, most: int = BLOCK_WORDS) -> int:
+    """Into how many words' logits of so many rows each thread may multiply at a time."""
+    fitting = WORKING_BYTES // max(threads * rows * itemsize, 1)
+    return min(most, max(fitting // LEAST_WORDS, 1) * LEAST_WORDS)
+
+
 def row_products(x: Any, y: Any) -> Any:
     """x_n · y_n (N) for x, y (N, E); float32 of float16."""
     return get_array_module(x).einsum("ne,ne->n", x, y, dtype=accumulation_dtype(x.dtype))
@@ -393,15 +404,15 @@ def tied_softmax_loss(h: Any, W: Any, b: Any, targets: Any, block_size: int = BL
 
     Tied weights: Press & Wolf 2017 (arXiv 1608.05859), Inan et al. 2017 (arXiv 1611.01462).
 
-    Equal to `softmax_cross_entropy(linear(h, W, b), targets)` to rounding, in the memory of
-    one block a thread, and of the at most 32 MB of exponentials that the backward pass need not compute anew.
+    Equal to `softmax_cross_entropy(linear(h, W, b), targets)` to rounding, in 48 MB for logits and what
+    becomes of them, forward and backward, whatever N and V are; more only where 64 words a thread are more.
 
     Args:
         h: (N, E), outputs of the last layer.
         W: (V, E), the embedding matrix.
         b: (V), the decoder's bias.
         targets: (N) integers, each in [0, V), or -1 for a row that is not scored.
-        block_size: words in a block, on a CPU; a GPU takes all words of some rows.
+        block_size: words that a thread takes at a time, at most; a GPU takes all words of some rows.
 
     Returns:
         The mean over the scored rows, in nats, float32 of float16; 0 if there are none.
