@@ -63,8 +63,10 @@ def _run(
         function = ready.pop()
         function.begin_backward(retain_graph)
         deferred.finish(function.inputs)
-        grads = _input_gradients(function, gradients)
-        deferred.add(function)
+        try:
+            grads = _input_gradients(function, gradients)
+        finally:
+            deferred.add(function)
         if detecting:
             check_backward(function, grads)
         for node, grad in grads:

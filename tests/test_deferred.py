@@ -165,6 +165,17 @@ def test_it_adds_to_what_is_there():
     np.testing.assert_array_equal(w.grad, 2 * x.data)
 
 
+def test_a_function_that_fails_after_it_deferred_leaves_nothing_under_way():
+    class FailLate(Scale):
+        def backward(self, dy):
+            super().backward(dy)
+            raise ZeroDivisionError
+
+    x, w = (Parameter(array) for array in values())
+    with pytest.raises(ZeroDivisionError):
+        FailLate([]).apply(x, w).sum().backward()
+
+
 def test_a_pass_that_fails_leaves_nothing_under_way():
     class Fail(Function):
         def forward(self, x):
