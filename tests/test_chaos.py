@@ -9,7 +9,8 @@ from mpi import WITHOUT_PLOTS, find_mpirun
 
 from autograd.errors import InputError
 from benchmarks.chaos import _shares, chaos, faults_found, main, table, write_table
-from benchmarks.faults import Run, damage, write_text
+from benchmarks.faults import Run, damage
+from benchmarks.tiny import write_text
 from train.checkpoint import load_newest
 
 

@@ -8,13 +8,12 @@ import pytest
 from tiny import flags, rows_of, train_tiny, write_text
 
 import train.evaluate
-import train.training_run
 from autograd.errors import InputError
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
+from train.plan import total_steps, windows_of
 from train.prepare import prepare
 from train.run_folder import load_trained
-from train.training_run import total_steps, windows_of
 from train.wt103 import main
 
 DRAWN = {"variable_window": "true", "random_start": "true"}

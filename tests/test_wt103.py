@@ -14,7 +14,7 @@ from tiny import TINY, flags, rows_of, train_tiny, write_text
 
 from autograd.errors import InputError
 from train.config import TrainConfig
-from train.training_run import total_steps
+from train.plan import total_steps
 from train.wt103 import main
 
 
