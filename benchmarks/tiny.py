@@ -14,6 +14,7 @@ TINY: dict[str, Any] = {
     "encoder_emb_keep_prob": 0.9,
     "recurrent_weight_keep_prob": 0.8,
     "encoder_dp_input_keep_prob": 0.7,
+    "encoder_last_input_keep_prob": 0.8,
     "encoder_last_output_keep_prob": 0.7,
     "batch_size": 8,
     "window": 7,

@@ -323,7 +323,6 @@ def test_a_kill_between_best_and_latest_loses_nothing(text):
     train_tiny(1, text, text.parent / "shorter", "--max-steps", "10", evaluate_every=4, save_every=2)
     latest.write_bytes((text.parent / "shorter" / "checkpoints" / "latest.h5").read_bytes())
     best.write_bytes(kept)
-    # in a process of its own, like the run that was left alone: bits belong to a number of threads
     train_tiny(1, text, run, "--max-steps", "12", "--resume", evaluate_every=4, save_every=2)
     results = [json.loads((folder / "result.json").read_text()) for folder in (run, whole)]
     for split in ("valid", "test"):
