@@ -124,16 +124,6 @@ def test_a_run_ended_before_its_first_checkpoint_starts_over(text):
     assert rows_of(run)[-1]["step"] == 5
 
 
-def test_a_run_of_two_ranks_goes_on_with_one(finished, text):
-    run, env = text.parent / "fewer", {"MINILSTM_DATA": str(text.parent / "prepared")}
-    train_tiny(2, text, run, "--max-steps", "20", evaluate_every=15)
-    arguments = ["--run-dir", str(run), "--resume", "--max-steps", "40"]
-    result = run_ranks(1, "train.wt103", *arguments, env=env)
-    assert result.returncode == 0, result.stderr
-    curves = [[row["loss"] for row in rows if row["kind"] == "train"] for rows in (rows_of(run), finished[1])]
-    np.testing.assert_allclose(*curves, rtol=2e-5)
-
-
 def test_what_a_run_writes(finished):
     run, rows = finished
     train_rows = [row for row in rows if row["kind"] == "train"]
