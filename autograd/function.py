@@ -209,3 +209,7 @@ def _parameters(forward: Callable[..., Any]) -> tuple[list[str], str]:
     parameters = list(inspect.signature(forward).parameters.values())[1:]  # without self
     rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
     return [p.name for p in parameters if p.name not in rest], "".join(rest)
+
+
+# Last, for they need the names above: whatever of the engine is loaded first, variables have their operators.
+import autograd.functions  # noqa: E402, F401

@@ -25,7 +25,8 @@ from typing import Any
 from autograd.command import Parser, run
 from autograd.errors import InputError
 from benchmarks.chaos import write_table
-from benchmarks.faults import Run, rank_pids, send, write_text
+from benchmarks.faults import Run, rank_pids, send
+from benchmarks.tiny import write_text
 from train.environment import environment
 from train.log import progress
 

@@ -182,8 +182,11 @@ def run(command):
     return importlib.import_module(module).main(arguments)
 
 
-def needs_torch(command):
-    return "torch" in command or ".pt" in command
+def can_run_here(command):
+    """Whether the programs that some commands need besides are installed: PyTorch, Graphviz."""
+    has_torch, has_graphviz = importlib.util.find_spec("torch") is not None, shutil.which("dot") is not None
+    needs_torch, needs_graphviz = "torch" in command or ".pt" in command, ".svg" in command
+    return (has_torch or not needs_torch) and (has_graphviz or not needs_graphviz)
 
 
 def quick(path):
@@ -199,9 +202,8 @@ def test_the_other_commands_run(path, place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(work)
     monkeypatch.syspath_prepend(str(work))
     monkeypatch.setenv("MINILSTM_DATA", str(work / "prepared"))
-    has_torch = importlib.util.find_spec("torch") is not None
     for command in [*BEFORE.get(relative(path), []), *quick(path)]:
-        if has_torch or not needs_torch(command):
+        if can_run_here(command):
             assert run(command) == 0, command
             assert capsys.readouterr().out or "--out" in command, command
 

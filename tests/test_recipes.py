@@ -8,13 +8,12 @@ import pytest
 from tiny import flags, rows_of, train_tiny, write_text
 
 import train.evaluate
-import train.training_run
 from autograd.errors import InputError
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
+from train.plan import total_steps, windows_of
 from train.prepare import prepare
 from train.run_folder import load_trained
-from train.training_run import total_steps, windows_of
 from train.wt103 import main
 
 DRAWN = {"variable_window": "true", "random_start": "true"}
@@ -102,8 +101,7 @@ def test_a_resumed_run_has_equal_bits(recipe, stop, text, here, request):
     assert kept(rows_of(parted)) == kept(rows_of(whole))
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("recipe", ["awd", "lstmlm"])
+@pytest.mark.parametrize(("recipe", "ranks"), [("awd", 4), ("lstmlm", 2)])
 def test_any_number_of_ranks_gives_the_same_loss_curve(recipe, ranks, text, here):
     knobs = {"epochs": 50, "evaluate_every": 3, **RECIPES[recipe]}
     if not (here / f"{recipe}-1").exists():

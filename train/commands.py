@@ -4,10 +4,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from autograd.command import INPUT_ERROR_STATUS, outcome
+from autograd import command
 from autograd.errors import InputError
-from train.communicator import describe_rank, end_all_ranks, get_communicator
 from train.signals import end_on_sigterm
+from train.threads import launcher
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -17,12 +17,16 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     for each other must not outlive one another.
     """
     end_on_sigterm()
+    if launcher() is None:  # alone: there is nobody to join, and --help needs no NumPy
+        command.run(main)
+    from train.communicator import end_all_ranks, get_communicator
+
     try:
         get_communicator()  # joined before anything can fail: a failing rank must be able to end the others
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(INPUT_ERROR_STATUS)
-    message, status = outcome(main, where=_rank_if_not_root)
+        sys.exit(command.INPUT_ERROR_STATUS)
+    message, status = command.outcome(main, where=_rank_if_not_root)
     if status == 0:
         sys.exit(0)
     end_all_ranks(message, status)
@@ -30,4 +34,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 def _rank_if_not_root() -> str:
     """The root's errors are those that every rank has; another rank's are its own, and say where to look."""
+    from train.communicator import describe_rank, get_communicator
+
     return "" if get_communicator().is_root else describe_rank()

@@ -15,9 +15,10 @@ import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from train.communicator import Communicator
+if TYPE_CHECKING:
+    from train.communicator import Communicator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ONE_WISH = 0.2  # seconds: a terminal and a launcher may both pass on the same key press
