@@ -1,7 +1,7 @@
 // Every formula on the page, by the KaTeX beside this file.
 
 // On a narrow screen a display is set row by row and inline, where KaTeX breaks lines at = + − ∘; wide ones as written.
-const narrow = matchMedia("(max-width: 44em)");
+const narrow = matchMedia("(max-width: 44.98em)");
 
 function renderMaths() {
   for (const element of document.querySelectorAll(".arithmatex")) {
@@ -16,7 +16,7 @@ function renderMaths() {
 
 // The rows of an align, or all of a formula as one: [what is computed, its shape or "", its number or ""].
 function rowsOf(tex) {
-  const body = tex.trim().replace(/^\\begin\{align\}([^]*)\\end\{align\}$/, "$1");
+  const body = tex.trim().replace(/^\\begin\{align\*\}([^]*)\\end\{align\*\}$/, "$1");
   return splitOutside(body, "\\\\").map(row => {
     const number = row.match(/\\tag\{(\d+)\}/)?.[1] ?? "";
     const [formula, shape = ""] = splitOutside(row.replace(/\\tag\{\d+\}/, ""), "&&");
