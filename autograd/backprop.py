@@ -144,7 +144,8 @@ def _root_gradient(root: Variable, gradient: Any) -> Any:
     if gradient is None:
         if root.size != 1:
             raise ShapeError(
-                f"backward: a root of shape {root.shape} needs a gradient of its shape; got none"
+                f"backward: a root of shape {root.shape} needs a gradient of its shape; got none; "
+                "give one, or call backward on one number, such as the .sum()"
             )
         return xp.ones_like(root.data)
     gradient = xp.asarray(gradient, dtype=root.dtype)
@@ -200,20 +201,24 @@ def _input_gradients(function: Function, gradients: dict[Node, Any]) -> list[tup
         )
     for index, (node, grad) in enumerate(zip(function.inputs, grads, strict=True)):
         if node.requires_grad and grad is not None:
-            _check_gradient(function, index, node.shape, grad)
+            _check_gradient(function, index, node, grad)
     return [(node, grad) for node, grad in zip(function.inputs, grads, strict=True) if node.requires_grad]
 
 
-def _check_gradient(function: Function, index: int, shape: tuple[int, ...], grad: Any) -> None:
+def _check_gradient(function: Function, index: int, node: Node, grad: Any) -> None:
     """Raise a RuntimeError in the words of who wrote `backward` unless a gradient fits its input."""
-    if getattr(grad, "shape", None) == shape and not isinstance(grad, Variable):
-        return
-    got, hint = f"a {type(grad).__name__}", ""
-    if hasattr(grad, "shape") and not isinstance(grad, Variable):
-        got, hint = str(grad.shape), "; what was broadcast is summed: autograd.functions.arithmetic.sum_to"
+    expected, got, hint = f"an array {node.shape}", f"a {type(grad).__name__}", ""
+    if hasattr(grad, "dtype") and not isinstance(grad, Variable):
+        if (grad.shape, grad.dtype) == (node.shape, node.dtype):
+            return
+        if grad.shape != node.shape:
+            got = str(grad.shape)
+            hint = "; what was broadcast is summed: autograd.functions.arithmetic.sum_to"
+        else:
+            expected, got = f"of {node.dtype} as the input is", str(grad.dtype)
     raise RuntimeError(
         f"{function.label}.backward: the gradient of input {index}, {function.argument_names()[index]}, "
-        f"must be an array {shape}; got {got}{hint}"
+        f"must be {expected}; got {got}{hint}"
     )
 
 

@@ -64,8 +64,13 @@ class Function:
 
         Raises:
             DtypeError: floating-point inputs of several precisions, or a result of another than theirs.
-            RuntimeError: this instance was applied before. TypeError: `forward` returned no array.
+            RuntimeError: this instance was applied before. TypeError: it is called on the class, or `forward`
+            returned no array.
         """
+        if not isinstance(self, Function):  # called on the class
+            raise TypeError(
+                "apply is called on an instance, a new one each time: Cube().apply(x), not Cube.apply(x)"
+            )
         variables = [as_variable(value) for value in inputs]
         self._check_dtypes(variables)
         if not self.is_released:
@@ -103,19 +108,22 @@ class Function:
     def _check_results(self, variables: list[Variable], arrays: tuple[Any, ...]) -> None:
         """NumPy makes float64 of float32 and integers: here that is an error and not a slow surprise."""
         for array in arrays:
-            if not hasattr(array, "dtype"):
+            if isinstance(array, Variable) or not hasattr(array, "dtype"):
+                hint = "; inside forward call NumPy, not autograd.functions"
                 raise TypeError(
                     f"{self.label}.forward must return an array or a tuple of arrays; "
-                    f"got {type(array).__name__}"
+                    f"got {type(array).__name__}{hint if isinstance(array, Variable) else ''}"
                 )
         given = {variable.dtype for variable in variables if variable.dtype.kind == "f"}
         if self.is_sum:
             given |= {accumulation_dtype(dtype) for dtype in given}
         made = {array.dtype for array in arrays if array.dtype.kind == "f"}
         if given and not self.changes_dtype and not made <= given:
+            integers = any(variable.dtype.kind != "f" for variable in variables)
+            hint = "give the integers" if integers else "give the arrays that forward makes"
             raise DtypeError(
                 f"{self.label}: inputs of {', '.join(str(variable.dtype) for variable in variables)} would "
-                f"make {', '.join(map(str, made))}; give the integers the others' precision"
+                f"make {', '.join(map(str, made))}; {hint} the others' precision"
             )
 
     def begin_backward(self, retain_graph: bool) -> None:

@@ -35,7 +35,7 @@ from autograd.functions.linear import Linear, Matmul
 from autograd.functions.loss import LogSoftmax, SoftmaxCrossEntropy
 from autograd.functions.normalization import LayerNormalization
 from autograd.functions.reduction import Mean, Sum
-from autograd.gradient_check import as_tuple
+from autograd.gradient_check import Handed, as_tuple
 
 SHAPES = [(), (1,), (3,), (2, 1), (2, 3), (0, 3), (2, 1, 4), (3, 0, 2)]
 BROADCASTS = [
@@ -135,6 +135,7 @@ def array_functions() -> Iterator[Case]:
         yield Case(Reshape, functools.partial(F.reshape, shape=new), [normal(*shape)])
     for shape in SHAPES:
         yield Case(Transpose, F.transpose, [normal(*shape)])
+        yield Case(Handed, lambda x: Handed().apply(x), [normal(*shape)])
     for axes in ((1, 2, 0), (2, 0, 1), (0, -1, 1)):
         yield Case(Transpose, functools.partial(F.transpose, axes=axes), [normal(2, 3, 4)])
     for index in (

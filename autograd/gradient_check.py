@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from autograd.errors import ShapeError
+from autograd.function import Function
 from autograd.variable import Variable
 
 STEP = 1e-6
@@ -93,7 +96,7 @@ def check_backward(
         The worst relative error, |analytic - numerical| / max(‖gradient‖, |numerical|).
 
     Raises:
-        AssertionError: it is above the tolerance; or the function writes into one of its inputs.
+        AssertionError: it is above the tolerance; or the function writes into what is not its own.
         TypeError, ValueError: as `compare_backward`.
     """
     comparisons = compare_backward(
@@ -102,7 +105,7 @@ def check_backward(
     worst = worst_of(comparisons)
     assert worst.error <= tolerance, (
         f"gradient check: relative error {worst.error:.1e} is above {tolerance:.0e}: along one direction of "
-        f"input {worst.moved}, of shape {np.shape(inputs[worst.moved])}, "
+        f"{_called(function, worst.moved)}, of shape {np.shape(inputs[worst.moved])}, "
         f"backward says {worst.analytic:.12g}, differences say {worst.numerical:.12g}"
     )
     return worst.error
@@ -138,27 +141,29 @@ def compare_backward(
         step: how far an input is moved along the direction, both ways.
 
     Raises:
-        AssertionError: the function changes one of its inputs.
-        TypeError: no input is float64. ValueError: not as many grad_outputs as outputs.
+        AssertionError: the function writes into one of its inputs, or into d(root)/d(output).
+        TypeError: no function, no list of arrays, or none of float64. ValueError: not as many grad_outputs
+        as outputs. ShapeError: one of another shape than its output.
     """
     rng = np.random.default_rng(seed)
-    moved = [index for index, array in enumerate(inputs) if np.asarray(array).dtype == np.float64]
-    if not moved:
-        raise TypeError("check_backward: differences need float64; no input has it")
+    moved = _differentiable(function, inputs)
     variables = [Variable(array, requires_grad=index in moved) for index, array in enumerate(inputs)]
     before = [np.array(array) for array in inputs]
     outputs = as_tuple(function(*variables))
     if grad_outputs is None:
         grad_outputs = [rng.standard_normal(output.shape) for output in outputs]
-    if len(grad_outputs) != len(outputs):
-        raise ValueError(
-            f"check_backward: grad_outputs must have an array or None for each of the {len(outputs)} "
-            f"outputs; got {len(grad_outputs)}"
-        )
-    backward_all(outputs, grad_outputs)
+    _check_grad_outputs(grad_outputs, outputs)
+    handed = [Handed() for _ in outputs]
+    backward_all([each.apply(output) for each, output in zip(handed, outputs, strict=True)], grad_outputs)
     for index, (array, copy) in enumerate(zip(inputs, before, strict=True)):
         assert np.asarray(array).tobytes() == copy.tobytes(), (
-            f"gradient check: input {index} was changed by forward or backward; others hold the same array"
+            f"gradient check: {_called(function, index)} was changed by forward or backward; "
+            "others hold the same array"
+        )
+    for index, each in enumerate(handed):
+        assert not each.was_written, (
+            f"gradient check: backward wrote into the gradient of output {index} that it was given; "
+            "others hold the same array"
         )
     norms = {index: _norm(variables[index].grad) for index in moved}
     whole = math.hypot(*norms.values())
@@ -174,6 +179,68 @@ def compare_backward(
         analytic = _weighted_sum([gradient], [direction])
         comparisons.append(Comparison(analytic, (above - below) / (2 * step), norm, index))
     return comparisons
+
+
+class Handed(Function):
+    """The identity, which remembers what its `backward` handed on."""
+
+    dy: Any = None
+
+    def forward(self, x):
+        return x
+
+    def backward(self, dy):
+        self.dy, self.copy = dy, dy.copy()
+        return dy
+
+    @property
+    def was_written(self) -> bool:
+        """Whether somebody wrote into that array afterwards."""
+        return self.dy is not None and self.dy.tobytes() != self.copy.tobytes()
+
+
+def _differentiable(function: Callable[..., Any], inputs: Sequence[Any]) -> list[int]:
+    """The numbers of the float64 inputs, once what was given is what a check takes."""
+    if isinstance(function, type):
+        raise TypeError(
+            f"check_backward: function must apply it, lambda *inputs: {function.__name__}().apply(*inputs); "
+            f"got the class {function.__name__}"
+        )
+    if not isinstance(inputs, list | tuple):
+        raise TypeError(f"check_backward: inputs must be a list of arrays; got one {type(inputs).__name__}")
+    if any(isinstance(array, Variable) for array in inputs):
+        raise TypeError("check_backward: inputs must be arrays; got a Variable; give its .data")
+    dtypes = [np.asarray(array).dtype for array in inputs]
+    moved = [index for index, dtype in enumerate(dtypes) if dtype == np.float64]
+    if not moved:
+        raise TypeError(
+            f"check_backward: differences need float64; got {', '.join(map(str, dtypes)) or 'no inputs'}"
+        )
+    return moved
+
+
+def _check_grad_outputs(grad_outputs: Sequence[Any], outputs: Sequence[Variable]) -> None:
+    if len(grad_outputs) != len(outputs):
+        raise ValueError(
+            f"check_backward: grad_outputs must have an array or None for each of the {len(outputs)} "
+            f"outputs; got {len(grad_outputs)}"
+        )
+    for index, (output, grad) in enumerate(zip(outputs, grad_outputs, strict=True)):
+        if grad is not None and np.shape(grad) != output.shape:
+            raise ShapeError(
+                f"check_backward: grad_outputs[{index}] must be {output.shape} as output {index} is; "
+                f"got {np.shape(grad)}"
+            )
+
+
+def _called(function: Callable[..., Any], index: int) -> str:
+    """An input by its number, and by the name that `function` gives it if it tells."""
+    try:
+        names = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # some builtins do not tell
+        names = []
+    named = index < len(names) and names[index].kind is not inspect.Parameter.VAR_POSITIONAL
+    return f"input {index} ({names[index].name})" if named else f"input {index}"
 
 
 def backward_all(outputs: Sequence[Variable], grad_outputs: Sequence[Any]) -> None:

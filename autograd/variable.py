@@ -62,8 +62,9 @@ class Variable:
     def __init__(self, data: Any, requires_grad: bool = True, name: str | None = None) -> None:
         self.data = data if hasattr(data, "dtype") and hasattr(data, "shape") else np.asarray(data)
         if requires_grad and self.data.dtype.kind != "f":
+            called = f"Variable {name}" if name else "Variable"
             raise DtypeError(
-                f"Variable {name or ''}: only floating-point data can have a gradient; "
+                f"{called}: only floating-point data can have a gradient; "
                 f"got {self.data.dtype}; convert it with .astype, or pass requires_grad=False"
             )
         self.grad: Any = None
@@ -101,6 +102,12 @@ class Variable:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(
+            "a NumPy function got a Variable; give it the array, .data, "
+            "or call autograd.functions, which records the gradient"
+        )
 
     @property
     def requires_grad(self) -> bool:

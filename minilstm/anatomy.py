@@ -32,10 +32,21 @@ MAX_WORDS = 40
 """A page holds some thousand numbers for each word, and its maps a column."""
 MAX_UNITS = 64
 MARK = "<!-- made by minilstm.anatomy -->"
-PLACES = {"minilstm/lstm_cell.py": ("lstm_cell",), "minilstm/lstm.py": ()}
-"""Where the equations stand: file, and the functions to look into, all of them if none is named."""
+PLACES: dict[str, dict[str, tuple[str, ...]]] = {
+    "plain": {"minilstm/lstm_cell.py": ("lstm_cell",), "minilstm/lstm.py": ()},
+    "layer_norm": {
+        "minilstm/lstm_cell.py": ("layer_norm_lstm_cell",),
+        "minilstm/layer_norm_lstm.py": (),
+        "minilstm/lstm.py": ("local_derivatives",),
+    },
+}
+"""Where a cell's equations stand: file, and the functions to look into, all of them if none is named."""
+EQUATIONS = {"plain": range(1, 12), "layer_norm": (2, 3, *range(5, 10), 40, 42, 43, *range(50, 61))}
+"""Those of a cell's step, forward and backward, by their numbers in docs/lstm_backward.md."""
 _NUMBER = re.compile(r"\((\d+)\)")
 _CONTEXT = 4
+MASKING = {35, 36}
+"""Equations of the candidate's mask, which stand among the lines that lead to others."""
 
 
 def write_page(
@@ -59,7 +70,7 @@ def write_page(
     """
     check_target(path)
     found = dissect(model, sentence, list(vocabulary), max_units, progress)
-    text = page({"model": about, "code": code_of_equations(), **found})
+    text = page({"model": about, "code": code_of_equations(found["cell"]), **found})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -85,15 +96,16 @@ def check_target(path: Path) -> None:
 def page(facts: dict[str, Any]) -> str:
     """The page around its facts: template, style and script of the folder `anatomy_page`, in one text."""
     folder = resources.files("minilstm") / "anatomy_page"
-    html_text, style, script = (
-        (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
+    html_text, style, *scripts = (
+        (folder / name).read_text(encoding="utf-8")
+        for name in ("page.html", "page.css", "equations.js", "page.js")
     )
     words = " ".join(facts["sentence"]["words"][1:])
     filling = {
         "title": html.escape(f"Anatomy of “{words}”"),
         "style": style,
         "data": as_json(facts),
-        "script": script,
+        "script": "\n".join(scripts),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: filling[match[1]], html_text)
 
@@ -106,15 +118,18 @@ def as_json(facts: dict[str, Any]) -> str:
     return text
 
 
-def code_of_equations() -> dict[int, list[dict[str, Any]]]:
-    """For each of the first eleven equations the lines that compute it, read from the sources' own comments.
+def code_of_equations(cell: str) -> dict[int, list[dict[str, Any]]]:
+    """For each equation of a cell the lines that compute it, read from the sources' own comments.
+
+    Args:
+        cell: "plain" or "layer_norm".
 
     Returns:
         number → blocks, each {file, within: the function, lines: [{number, text, hit}]}; a hit bears the
         equation's number, lines before it lead there.
     """
-    found: dict[int, list[dict[str, Any]]] = {number: [] for number in range(1, 12)}
-    for file, names in PLACES.items():
+    found: dict[int, list[dict[str, Any]]] = {number: [] for number in EQUATIONS[cell]}
+    for file, names in PLACES[cell].items():
         source = (resources.files("minilstm") / Path(file).name).read_text(encoding="utf-8")
         lines = source.split("\n")
         numbered = [_numbers(line) for line in lines]
@@ -154,7 +169,7 @@ def _block(
         shown.add(hit)
         depth = _indentation(lines[hit])
         for at in range(hit - 1, hit - 1 - _CONTEXT, -1):
-            others = {number for number in numbered[at] if number <= 15}
+            others = numbered[at] - MASKING
             is_text = not lines[at].strip() or '"""' in lines[at]
             if others or is_text or _indentation(lines[at]) < depth:
                 break
@@ -237,6 +252,7 @@ def main(argv: list[str] | None = None) -> int:
         "--steps", type=int, default=700, metavar="N", help="updates the model learns for; default 700"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the model; default 0")
+    parser.add_argument("--layer-norm", action="store_true", help="a model of layer-normalised cells")
     args = parser.parse_args(argv)
     if args.run is not None:  # minilstm knows no runs: train does
         raise InputError(f"--run: a run is looked into by python -m train.anatomy {args.run}")
@@ -250,6 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     model, vocabulary = train_first_model(
         steps=args.steps,
         seed=args.seed,
+        layer_norm=args.layer_norm,
         progress=lambda step, loss: tell(f"learning: {step} of {args.steps} updates, loss {loss:.2f}"),
     )
     ids = {word: index for index, word in enumerate(vocabulary)}

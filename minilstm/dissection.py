@@ -1,8 +1,9 @@
 """One sentence through a model in float64, every gate's value and gradient kept, each gradient checked.
 
-The numbers behind `python -m minilstm.anatomy`. The layers are run by `WatchedLSTM`, the cell of
-`lstm_cell.py` with a hold on all that happens inside it, and the engine derives the gradients; a test holds
-them equal to those of the fused `lstm.py`. Sizes: T steps, H units of a layer, U of them shown, one row.
+The numbers behind `python -m minilstm.anatomy`. The layers are run by `WatchedLSTM`, the cells of
+`lstm_cell.py` with a hold on all that happens inside them, and the engine derives the gradients; a test
+holds them equal to those of the fused `lstm.py` and `layer_norm_lstm.py`. Sizes: T steps, H units of a
+layer, U of them shown, one row.
 """
 
 from __future__ import annotations
@@ -14,104 +15,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import autograd.functions as F
 from autograd import InputError, Variable, evaluation_mode, no_backprop_mode
 from autograd.functions.loss import IGNORE
-from minilstm.dropout import MaskStream
-from minilstm.language_model import LanguageModel
+from minilstm.drawn_masks import drawn_masks
+from minilstm.language_model import LanguageModel, LSTMLayer
 from minilstm.lstm import GATES
+from minilstm.watched_lstm import Arrays, Watched, WatchedLSTM
 
-NUDGE = 5e-3
+NUDGE = 8e-3
 """How far ε a number is moved to see what the loss does: small against 1, large against rounding."""
-STENCIL = ((1, 8 / 12), (-1, -8 / 12), (2, -1 / 12), (-2, 1 / 12))
-"""(moved by how many ε, weight of the loss there): central differences of fourth order, times ε."""
+STENCIL = ((1, 45 / 60), (-1, -45 / 60), (2, -9 / 60), (-2, 9 / 60), (3, 1 / 60), (-3, -1 / 60))
+"""(moved by how many ε, weight of the loss there): central differences of sixth order, times ε."""
 NUDGED = tuple(f"z_{gate}" for gate in GATES) + ("c", "h")
 """What has a gradient of its own at every step: the gates' pre-activations, the cell, the output."""
+NORMALIZED = tuple(f"a_{gate}" for gate in GATES) + ("s",)
+"""What has one too in a layer-normalised cell: pre-activations and cell before their normalisation."""
 FORGET_GATES = (0.99, 0.5)
 """What the forget gates are held at, beside those the model learned, to see how long a gradient lives."""
 FLOOR = 1e-4
 """Of the largest gradient of a map: what smaller ones are compared to."""
 DIGITS = {"numerical": 12, "error": 3, "norms": 6, "memory": 6}
 """Significant digits of what is not known or not needed to all of float64's."""
-MOST_MASKED = 96
-"""Rows and columns of a mask that are shown."""
-Arrays = dict[str, Any]
-
-
-class Watched(NamedTuple):
-    """All variables of one layer at one step, each (B, H); z and its parts, gate by gate, i, f, g, o.
-
-    Attributes:
-        x_part, h_part: x W_ihᵀ and h W_hhᵀ, the two products in z.
-        z: the pre-activations.
-        gates: after their sigmoid or tanh.
-        c, h: cell and output, all of their uses together.
-        c_on, h_on: as the next step sees them. y: as the layers above see h.
-    """
-
-    x_part: tuple[Variable, ...]
-    h_part: tuple[Variable, ...]
-    z: tuple[Variable, ...]
-    gates: tuple[Variable, ...]
-    c: Variable
-    h: Variable
-    c_on: Variable
-    h_on: Variable
-    y: Variable
-
-
-class WatchedLSTM:
-    """Runs layer after layer in place of `lstm`, and keeps what happened in `layers`, step by step.
-
-    Args:
-        nudge: (layer, what is added to z_i, …, c or h at this layer's first step: arrays (B, H)). Nothing is
-            kept then: there are many rows, and their loss is all that counts.
-        forget: what every forget gate is held at; None: as the model has learned it.
-    """
-
-    def __init__(self, nudge: tuple[int, Arrays] | None = None, forget: float | None = None) -> None:
-        self.nudge, self.forget = nudge, forget
-        self.layers: list[list[Watched]] = []
-
-    def __call__(
-        self, x: Any, h: Any, c: Any, W_ih: Any, W_hh: Any, b: Any, candidate_mask: Any = None
-    ) -> tuple[Variable, Variable, Variable]:
-        """As `minilstm.lstm.lstm`, equal to it."""
-        layer, nudges = self.nudge or (None, {})
-        steps: list[Watched] = []
-        outputs = []
-        for t in range(len(x)):
-            mask = None if candidate_mask is None else candidate_mask[t]
-            nudges_now = nudges if t == 0 and layer == len(self.layers) else {}
-            step = self._step(x[t], h, c, W_ih, W_hh, b, mask, nudges_now)
-            h, c = step.h_on, step.c_on
-            outputs.append(step.y)
-            if self.nudge is None:
-                steps.append(step)
-        self.layers.append(steps)
-        return F.stack(outputs), h, c
-
-    def _step(
-        self, x: Any, h: Any, c: Any, W_ih: Any, W_hh: Any, b: Any, mask: Any, nudges: Arrays
-    ) -> Watched:
-        """The five equations of `lstm_cell`, with every value kept."""
-
-        def kept(name: str, variable: Variable) -> Variable:
-            variable = variable + nudges[name] if name in nudges else variable
-            variable.retain_grad()
-            return variable
-
-        x_part, h_part = F.linear(x, W_ih), F.linear(h, W_hh)
-        parts = F.split(x_part + h_part + b, 4, axis=1)  # (1)
-        z = tuple(kept(f"z_{gate}", part) for gate, part in zip(GATES, parts, strict=True))
-        i, f, g, o = F.sigmoid(z[0]), F.sigmoid(z[1]), F.tanh(z[2]), F.sigmoid(z[3])  # (2), (3)
-        if self.forget is not None:
-            f = Variable(np.full_like(f.data, self.forget), requires_grad=False)
-        c = kept("c", f * c + i * (g if mask is None else g * mask))  # (4)
-        h = kept("h", o * F.tanh(c))  # (5)
-        c_on, h_on, y = (kept("", F.reshape(v, v.shape)) for v in (c, h, h))
-        quarters = [F.split(part, 4, axis=1) for part in (x_part, h_part)]
-        return Watched(quarters[0], quarters[1], z, (i, f, g, o), c, h, c_on, h_on, y)
 
 
 class Sentence(NamedTuple):
@@ -145,7 +69,7 @@ def dissect(
         progress: is told the share of the work that is done.
 
     Raises:
-        InputError: layer-normalised cells, whose equations are others; weights that are not finite.
+        InputError: weights that are not finite.
     """
     model = in_float64(model)
     if not np.isfinite(model.flat_parameters).all():
@@ -157,11 +81,13 @@ def dissect(
     watched = {loss: watch(model, inputs, targets, loss == "last") for loss in ("all", "last")}
     layers = []
     for index, weights in enumerate(model.layers):
-        gradients = {
-            loss: gradients_of(run.layers[index], weights.W_hh.data) for loss, run in watched.items()
-        }
+        steps = {loss: run.layers[index] for loss, run in watched.items()}
+        gradients = {loss: gradients_of(of_loss, weights.W_hh.data) for loss, of_loss in steps.items()}
         units = strongest_units(gradients["all"]["c"], max_units)
-        layers.append(_layer(values_of(watched["all"].layers[index]), gradients, weights.b.data, units))
+        layers.append(_layer(values_of(steps["all"]), gradients, weights, units))
+        if model.config.layer_norm:
+            epsilon = model.config.layer_norm_epsilon
+            layers[-1]["norm"] = normalizations(steps["all"], gradients, weights, units, epsilon)
     shown = [layer["units"] for layer in layers]
     for share, index, t, slopes in numerical_slopes(model, inputs, targets, watched["all"], shown):
         for loss, by_name in slopes.items():
@@ -175,6 +101,7 @@ def dissect(
         }
     return {
         "sizes": _sizes(model),
+        "cell": "layer_norm" if model.config.layer_norm else "plain",
         "sentence": {"words": sentence.words, "names": sentence.names},
         "nudge": NUDGE,
         "floor": FLOOR,
@@ -188,11 +115,6 @@ def dissect(
 
 def in_float64(model: LanguageModel) -> LanguageModel:
     """The same weights in float64."""
-    if model.config.layer_norm:
-        raise InputError(
-            "anatomy: shows the plain cell; this model's cells are layer-normalised and have other equations "
-            "(docs/lstm_backward.md, section 13); give a run with layer_norm = false"
-        )
     twin = LanguageModel(model.config, dtype=np.float64)
     twin.flat_parameters[...] = model.flat_parameters
     return twin
@@ -239,29 +161,77 @@ def watch(
 
 
 def values_of(steps: list[Watched]) -> Arrays:
-    """What was computed on the way forward, each (T, H): x_i, h_i (the products), z_i, i, …, c, h."""
+    """What was computed on the way forward, each (T, H): x_i, h_i (the products), z_i, i, …, c, h.
+
+    Of a layer-normalised cell a_i, … and s too.
+    """
     found = {}
     for k, gate in enumerate(GATES):
         found[f"x_{gate}"] = _stacked(step.x_part[k].data for step in steps)
         found[f"h_{gate}"] = _stacked(step.h_part[k].data for step in steps)
         found[f"z_{gate}"] = _stacked(step.z[k].data for step in steps)
         found[gate] = _stacked(step.gates[k].data for step in steps)
-    return found | {name: _stacked(getattr(step, name).data for step in steps) for name in ("c", "h")}
+        if _normalizes(steps):
+            found[f"a_{gate}"] = _stacked(step.a[k].data for step in steps)
+    names = ("s", "c", "h") if _normalizes(steps) else ("c", "h")
+    return found | {name: _stacked(getattr(step, name).data for step in steps) for name in names}
+
+
+def _normalizes(steps: list[Watched]) -> bool:
+    """Whether these are steps of a layer-normalised cell."""
+    return steps[0].s is not steps[0].c
+
+
+def nudged(steps: list[Watched]) -> tuple[str, ...]:
+    """The names of what is moved, and has a gradient of its own, in cells of this kind."""
+    return NORMALIZED + NUDGED if _normalizes(steps) else NUDGED
 
 
 def gradients_of(steps: list[Watched], W_hh: Any) -> Arrays:
     """What arrived on the way back, each (T, H).
 
-    z_i, …, c, h: the gradients by these names. y, h_on: the parts of dh from above and from the next step.
-    c_on: the part of dc from the next step. through_i, …: the parts of h_on by the next step's gates.
+    z_i, …, c, h, of a layer-normalised cell a_i, … and s too: the gradients by these names. y, h_on: the
+    parts of dh from above and from the next step. c_on: the part of dc from the next step. through_i, …:
+    the parts of h_on by the next step's gates.
     """
     T, H = len(steps), W_hh.shape[1]
-    found = {f"z_{gate}": _stacked(_grad(step.z[k]) for step in steps) for k, gate in enumerate(GATES)}
-    for name in ("c", "h", "c_on", "h_on", "y"):
-        found[name] = _stacked(_grad(getattr(step, name)) for step in steps)
+    names = ["c", "h", "c_on", "h_on", "y"] + ["s"] * _normalizes(steps)
+    found = {name: _stacked(_grad(getattr(step, name)) for step in steps) for name in names}
     for k, gate in enumerate(GATES):
+        da = _stacked(_grad(step.a[k]) for step in steps)  # of the plain cell dz
         found[f"through_{gate}"] = np.zeros((T, H))
-        found[f"through_{gate}"][:-1] = found[f"z_{gate}"][1:] @ W_hh[k * H : (k + 1) * H]  # a part of (11)
+        found[f"through_{gate}"][:-1] = da[1:] @ W_hh[k * H : (k + 1) * H]  # a part of (11), of (60)
+        found[f"z_{gate}"] = _stacked(_grad(step.z[k]) for step in steps)
+        if _normalizes(steps):
+            found[f"a_{gate}"] = da
+    return found
+
+
+def normalizations(
+    steps: list[Watched],
+    gradients: dict[str, Arrays],
+    weights: LSTMLayer,
+    units: list[int],
+    epsilon: float,
+) -> dict[str, dict[str, Any]]:
+    """What each normalisation of a layer takes from all units of a row; of the gates and of the cell, s.
+
+    Returns:
+        by i, f, g, o and s: gain and shift (U), the normalised n (T, U), mean and std (T) of what is
+        normalised, and by loss the means (T) of u = gain · gradient and of u · n, as in (55) and (59).
+    """
+    gate_gain, gate_shift, cell_gain, cell_shift = (vector.data for vector in weights.vectors)
+    gains, shifts = np.split(gate_gain, 4) + [cell_gain], np.split(gate_shift, 4) + [cell_shift]
+    found = {}
+    for k, (name, gain, shift) in enumerate(zip((*GATES, "s"), gains, shifts, strict=True)):
+        x = _stacked((step.s if name == "s" else step.a[k]).data for step in steps)
+        mean, std = x.mean(axis=1), np.sqrt(x.var(axis=1) + epsilon)
+        n, back = (x - mean[:, None]) / std[:, None], {}
+        for loss, by in gradients.items():
+            u = gain * by["c" if name == "s" else f"z_{name}"]
+            back[loss] = {"u": u.mean(axis=1), "un": (u * n).mean(axis=1)}  # in (55), (59)
+        found[name] = {"mean": mean, "std": std, "n": n[:, units], "back": back}
+        found[name] |= {"gain": gain[units], "shift": shift[units]}
     return found
 
 
@@ -281,38 +251,45 @@ def strongest_units(dc: Any, most: int) -> list[int]:
     return sorted(strongest.tolist())
 
 
-def _layer(values: Arrays, gradients: dict[str, Arrays], b: Any, units: list[int]) -> dict[str, Any]:
+def _layer(
+    values: Arrays, gradients: dict[str, Arrays], weights: LSTMLayer, units: list[int]
+) -> dict[str, Any]:
     """The shown units of a layer, room for their differences, and the norms over all of its units."""
-    T = len(values["c"])
-    bias = b.reshape(4, -1)
-    return {
+    T, by_loss = len(values["c"]), gradients.items()
+    names = [name for name in (*NORMALIZED, *NUDGED) if name in gradients["all"]]
+    found = {
         "units": units,
-        "bias": {gate: bias[k, units] for k, gate in enumerate(GATES)},
         "values": {name: array[:, units] for name, array in values.items()},
-        "gradients": {loss: {name: g[:, units] for name, g in by.items()} for loss, by in gradients.items()},
-        "numerical": {loss: {name: np.zeros((T, len(units))) for name in NUDGED} for loss in gradients},
+        "gradients": {loss: {name: g[:, units] for name, g in by.items()} for loss, by in by_loss},
+        "numerical": {loss: {name: np.zeros((T, len(units))) for name in names} for loss in gradients},
         "norms": {
-            loss: {name: np.linalg.norm(by[name], axis=1) for name in (*NUDGED, "y", "h_on", "c_on")}
-            for loss, by in gradients.items()
+            loss: {name: np.linalg.norm(by[name], axis=1) for name in (*names, "y", "h_on", "c_on")}
+            for loss, by in by_loss
         },
     }
+    if len(weights.vectors) == 1:
+        bias = weights.b.data.reshape(4, -1)
+        found["bias"] = {gate: bias[k, units] for k, gate in enumerate(GATES)}
+    return found
 
 
 def numerical_slopes(
     model: LanguageModel, inputs: Any, targets: Any, watched: WatchedLSTM, shown: list[list[int]]
 ) -> Iterator[tuple[float, int, int, dict[str, Arrays]]]:
-    """Both losses' derivatives by differences, for each layer and step: every shown unit's six numbers.
+    """Both losses' derivatives by differences, for each layer and step: every shown unit's numbers.
 
     What comes before the step stays as it was. Each row of a batch is a run in which one number of one unit
-    was moved by one of the multiples of ε.
+    was moved by one of the multiples of ε; what is normalised afterwards by ε times its row's deviation, as
+    that is what it is large or small beside.
 
     Returns:
         an iterator over (share of the work done, layer, step, loss → name → (U)).
     """
     T, done = len(inputs), 0
     for index, t in itertools.product(range(len(shown)), reversed(range(T))):
-        shape = (len(NUDGED), len(shown[index]), len(STENCIL))
-        nudge = index, _nudges(shape, shown[index], model.layers[index].units)
+        sizes = _nudge_sizes(watched.layers[index], t, model.config.layer_norm_epsilon)
+        shape = (len(sizes), len(shown[index]), len(STENCIL))
+        nudge = index, _nudges(sizes, shown[index], model.layers[index].units)
         rows = int(np.prod(shape))
         state = [_tiled(steps, t, rows) for steps in watched.layers]
         with run_by(model, WatchedLSTM(nudge)), no_backprop_mode():
@@ -321,22 +298,32 @@ def numerical_slopes(
         costs = model.token_losses(h.data.reshape(-1, h.shape[2]), expected.reshape(-1)).reshape(
             T - t, *shape
         )
-        weights = np.array([weight for _, weight in STENCIL]) / NUDGE
+        weights = np.array([weight for _, weight in STENCIL])
         by_loss = {"all": costs.sum(axis=0) @ weights / T, "last": costs[-1] @ weights}
         done += T - t
         share = done / (len(shown) * T * (T + 1) / 2)
-        by_name = {loss: dict(zip(NUDGED, slopes, strict=True)) for loss, slopes in by_loss.items()}
+        by_name = {
+            loss: {name: slope / size for (name, size), slope in zip(sizes.items(), slopes, strict=True)}
+            for loss, slopes in by_loss.items()
+        }
         yield share, index, t, by_name
 
 
-def _nudges(shape: tuple[int, int, int], units: list[int], H: int) -> Arrays:
-    """For every name of NUDGED an array (rows, H), zero but where a row moves one unit."""
-    nudges = np.zeros((*shape, len(NUDGED), H))
-    for n, (u, unit), (m, (multiple, _)) in itertools.product(
-        range(len(NUDGED)), enumerate(units), enumerate(STENCIL)
+def _nudge_sizes(steps: list[Watched], t: int, epsilon: float) -> dict[str, float]:
+    """By how much each number is moved at step t: ε, or ε times the deviation of its row."""
+    rows = dict(zip(NORMALIZED, [*steps[t].a, steps[t].s], strict=True))
+    deviations = {name: float(np.sqrt(row.data.var() + epsilon)) for name, row in rows.items()}
+    return {name: NUDGE * deviations.get(name, 1) for name in nudged(steps)}
+
+
+def _nudges(sizes: dict[str, float], units: list[int], H: int) -> Arrays:
+    """For every name an array (rows, H), zero but where a row moves one unit."""
+    nudges = np.zeros((len(sizes), len(units), len(STENCIL), len(sizes), H))
+    for (n, size), (u, unit), (m, (multiple, _)) in itertools.product(
+        enumerate(sizes.values()), enumerate(units), enumerate(STENCIL)
     ):
-        nudges[n, u, m, n, unit] = multiple * NUDGE
-    return {name: nudges[:, :, :, n].reshape(-1, H) for n, name in enumerate(NUDGED)}
+        nudges[n, u, m, n, unit] = multiple * size
+    return {name: nudges[:, :, :, n].reshape(-1, H) for n, name in enumerate(sizes)}
 
 
 def _tiled(steps: list[Watched], t: int, rows: int) -> tuple[Any, Any]:
@@ -408,66 +395,6 @@ def memory(model: LanguageModel, inputs: Any, targets: Any) -> list[dict[str, An
         ]
         curves.append({"forget": forget, "layers": layers})
     return curves
-
-
-class RecordedMasks(MaskStream):
-    """A mask stream that remembers what it has drawn: (place, keep probability, mask)."""
-
-    def __init__(self, seed: int, window: int = 0, first_row: int = 0) -> None:
-        super().__init__(seed, window, first_row)
-        self.drawn: list[tuple[str, float, Any]] = []
-
-    def weight_mask(
-        self, place: str, shape: tuple[int, ...], keep_prob: float, dtype: Any = np.float32
-    ) -> Any:
-        return self._remembered(place, keep_prob, super().weight_mask(place, shape, keep_prob, dtype))
-
-    def row_mask(self, place: str, shape: tuple[int, ...], keep_prob: float, dtype: Any = np.float32) -> Any:
-        return self._remembered(place, keep_prob, super().row_mask(place, shape, keep_prob, dtype))
-
-    def step_mask(self, place: str, shape: tuple[int, ...], keep_prob: float, dtype: Any = np.float32) -> Any:
-        return self._remembered(place, keep_prob, super().step_mask(place, shape, keep_prob, dtype))
-
-    def lookup_mask(self, place: str, ids: Any, width: int, keep_prob: float, dtype: Any = np.float32) -> Any:
-        return self._remembered(place, keep_prob, super().lookup_mask(place, ids, width, keep_prob, dtype))
-
-    def _remembered(self, place: str, keep_prob: float, mask: Any) -> Any:
-        self.drawn.append((place, keep_prob, mask))
-        return mask
-
-
-def drawn_masks(model: LanguageModel, inputs: Any, targets: Any, seed: int = 0) -> list[dict[str, Any]]:
-    """Every mask that the model drew for one window of training on the sentence, in their order.
-
-    Returns:
-        for each its place, keep probability and shape, the share that was dropped, and `rows`: texts of
-        "1" (kept) and "0", at most `MOST_MASKED` each way; of words' masks a column for each input, of
-        activations' masks a row for each step.
-    """
-    masks = RecordedMasks(seed)
-    with no_backprop_mode():
-        model.objective(inputs, targets, masks=masks)
-    found = []
-    for place, keep_prob, mask in masks.drawn:
-        kept = mask != 0
-        if place == "embedding":
-            rows = kept[inputs[:, 0]][None] if kept.ndim == 1 else kept[:, 0]
-        elif "weight" in place:
-            rows = kept
-        else:  # (T, 1, H), or (1, H) for all steps
-            rows = kept[:, 0] if kept.ndim == 3 else np.repeat(kept, len(inputs), axis=0)
-        found.append(
-            {
-                "place": place,
-                "keep_prob": keep_prob,
-                "shape": list(mask.shape),
-                "dropped": float(1 - kept.mean()),
-                "rows": [
-                    "".join("01"[k] for k in row[:MOST_MASKED].astype(int)) for row in rows[:MOST_MASKED]
-                ],
-            }
-        )
-    return found
 
 
 def as_lists(value: Any, digits: int = 15) -> Any:

@@ -31,6 +31,7 @@ def train_first_model(
     layers: int = 2,
     steps: int = 700,
     seed: int = 0,
+    layer_norm: bool = False,
     progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> tuple[LanguageModel, list[str]]:
     """The model and its words.
@@ -38,6 +39,7 @@ def train_first_model(
     Args:
         units: of each layer and of the embedding.
         steps: updates; each reads 20 rows of 20 words.
+        layer_norm: whether its cells normalise their gates and the cell.
         progress: is told the step and its loss in nats.
 
     Raises:
@@ -48,7 +50,7 @@ def train_first_model(
     vocabulary = [EOS, UNK] + [word for word, count in counts.most_common() if count >= MIN_COUNT]
     ids = {word: index for index, word in enumerate(vocabulary)}
     stream = np.array([ids.get(word, ids[UNK]) for words in paragraphs for word in [*words, EOS]])
-    model = LanguageModel(_config(len(vocabulary), units, layers), seed)
+    model = LanguageModel(_config(len(vocabulary), units, layers, layer_norm), seed)
     windows = _windows(stream)
     state: State | None = None
     for step in range(steps):
@@ -69,7 +71,7 @@ def words_of(text: str) -> list[str]:
     return _TOKEN_OF_READER.findall(text.lower().replace("’", "'"))
 
 
-def _config(vocab_size: int, units: int, layers: int) -> ModelConfig:
+def _config(vocab_size: int, units: int, layers: int, layer_norm: bool) -> ModelConfig:
     """A little of every dropout, so that there is one of each to look at."""
     return ModelConfig(
         vocab_size=vocab_size,
@@ -77,6 +79,7 @@ def _config(vocab_size: int, units: int, layers: int) -> ModelConfig:
         hidden_size=units,
         num_layers=layers,
         lstm_init="glorot",
+        layer_norm=layer_norm,
         encoder_emb_keep_prob=0.9,
         input_weight_keep_prob=KEEP,
         recurrent_weight_keep_prob=KEEP,

@@ -84,6 +84,7 @@ class LSTM(Function):
         T, B, H = tanh_c.shape
         dh = xp.zeros((B, H), x.dtype) if dh_T is None else dh_T.astype(x.dtype)
         dc = xp.zeros((B, H), x.dtype) if dc_T is None else dc_T.astype(x.dtype)
+        # Slopes at first, in the gates' own memory; step by step the loop makes gradients of them.
         dz = (gates.copy() if self.saved_is_needed_again else gates).reshape(T, B, 4, H)
         f, o_slope = local_derivatives(dz, c, tanh_c, self.candidate_mask)
         parts = unit_parts(x, B, H)

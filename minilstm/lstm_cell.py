@@ -62,11 +62,9 @@ def layer_norm_lstm_cell(
         h and c of this step, each (B, H).
     """
     a = F.linear(x, W_ih) + F.linear(h, W_hh)  # (50)
-    i, f, g, o = (
-        normalized(*gate, epsilon)  # (51)
-        for gate in zip(F.split(a, 4, axis=1), F.split(gate_gain, 4), F.split(gate_shift, 4), strict=True)
-    )
-    i, f, o = F.sigmoid(i), F.sigmoid(f + FORGET_BIAS), F.sigmoid(o)  # (2)
+    gates = zip(F.split(a, 4, axis=1), F.split(gate_gain, 4), F.split(gate_shift, 4), strict=True)
+    i, f, g, o = (normalized(*gate, epsilon) for gate in gates)  # (51)
+    i, f, o = F.sigmoid(i), F.sigmoid(f + FORGET_BIAS), F.sigmoid(o)  # (2), with the 1 of (51)
     g = F.tanh(g)  # (3)
     s = f * c + i * masked(g, candidate_mask)  # (52)
     c = normalized(s, cell_gain, cell_shift, epsilon)  # (53)

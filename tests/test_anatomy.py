@@ -12,7 +12,7 @@ from tiny import train_tiny, write_text
 
 import train.anatomy
 from autograd import InputError, Variable, evaluation_mode
-from minilstm import LanguageModel, MaskStream, ModelConfig, anatomy, dissection, first_model
+from minilstm import LanguageModel, MaskStream, ModelConfig, anatomy, dissection, drawn_masks, first_model
 from minilstm.lstm import GATES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,12 +24,18 @@ KINDS = {
     "residual": {**SIZES, "hidden_size": 5, "residual": True},
     "adaptive": {**SIZES, "softmax": "adaptive", "adaptive_bands": (4, 9)},
     "untied": {**SIZES, "last_hidden_size": 6, "tied_weights": False, "num_layers": 1},
+    "layer_norm": {**SIZES, "layer_norm": True, "layer_norm_epsilon": 1e-3},
 }
 
 
 def built(**knobs):
     model = LanguageModel(ModelConfig(**{**SIZES, **knobs}), seed=1, dtype=np.float64)
     model.flat_parameters *= 2
+    if model.config.layer_norm:  # gains and shifts that differ, as learning makes them
+        rng = np.random.default_rng(5)
+        for layer in model.layers:
+            for vector in layer.vectors:
+                vector.data += 0.3 * rng.standard_normal(vector.shape)
     return model
 
 
@@ -98,42 +104,74 @@ def test_the_gates_gradients_add_up_to_the_engines_gradients_of_the_weights(diss
     model, found = dissected
     differentiated(model, loss, 0, None)
     for layer, weights in zip(found["layers"], model.layers, strict=True):
-        dz = np.hstack([layer["gradients"][loss][f"z_{gate}"] for gate in GATES])
-        h = np.array(layer["values"]["h"])
-        near(dz.sum(axis=0), weights.b.grad)
-        near(dz[1:].T @ h[:-1], weights.W_hh.grad)
+        normalizes = "norm" in layer
+        before, after = ("a" if normalizes else "z"), np.array(layer["values"]["h"])
+        da, dz = (
+            np.hstack([layer["gradients"][loss][f"{name}_{gate}"] for gate in GATES])
+            for name in (before, "z")
+        )
+        near(dz.sum(axis=0), weights.vectors[1 if normalizes else 0].grad)  # the shift, or the bias
+        near(da[1:].T @ after[:-1], weights.W_hh.grad)
+
+
+def arrays(by_name):
+    return {name: np.array(values) for name, values in by_name.items()}
 
 
 def test_every_equation_holds_between_the_shown_numbers(dissected):
-    """What the page fills in: (1) to (11), from the numbers in it."""
+    """What the page fills in, from the numbers in it: (1) to (11), of a normalised cell (50) to (60)."""
     _, found = dissected
     for layer in found["layers"]:
-        v = {name: np.array(values) for name, values in layer["values"].items()}
+        v, norm = arrays(layer["values"]), layer.get("norm")
         before = np.vstack([np.zeros_like(v["c"][:1]), v["c"][:-1]])
         for gate in GATES:
-            near(v[f"x_{gate}"] + v[f"h_{gate}"] + layer["bias"][gate], v[f"z_{gate}"])  # (1)
+            products = v[f"x_{gate}"] + v[f"h_{gate}"]
+            if norm:
+                near(products, v[f"a_{gate}"])  # (50)
+                near(normalized(norm[gate], v[f"a_{gate}"]) + (gate == "f"), v[f"z_{gate}"])  # (51)
+            else:
+                near(products + layer["bias"][gate], v[f"z_{gate}"])  # (1)
             squashed = np.tanh(v[f"z_{gate}"]) if gate == "g" else 1 / (1 + np.exp(-v[f"z_{gate}"]))
             near(v[gate], squashed)  # (2), (3)
         i, f, g, o = (v[gate] for gate in GATES)
-        near(v["c"], f * before + i * g)  # (4)
+        near(v["s" if norm else "c"], f * before + i * g)  # (4), (52)
+        if norm:
+            near(normalized(norm["s"], v["s"]), v["c"])  # (53)
         near(v["h"], o * np.tanh(v["c"]))  # (5)
-        for by_name in layer["gradients"].values():
-            d = {name: np.array(values) for name, values in by_name.items()}
+        for loss, by_name in layer["gradients"].items():
+            d = arrays(by_name)
+            ds = d["s" if norm else "c"]
             near(d["h"], d["y"] + d["h_on"])  # (6)
             near(d["c"], d["c_on"] + d["h"] * o * (1 - np.tanh(v["c"]) ** 2))  # (7)
-            near(d["z_i"], d["c"] * g * i * (1 - i))  # (8)
-            near(d["z_f"], d["c"] * before * f * (1 - f))
-            near(d["z_g"], d["c"] * i * (1 - g**2))
+            near(d["z_i"], ds * g * i * (1 - i))  # (8), (56)
+            near(d["z_f"], ds * before * f * (1 - f))
+            near(d["z_g"], ds * i * (1 - g**2))
             near(d["z_o"], d["h"] * np.tanh(v["c"]) * o * (1 - o))  # (9)
-            near(d["c_on"][:-1], (d["c"] * f)[1:])  # (10)
-            near(d["h_on"], sum(d[f"through_{gate}"] for gate in GATES))  # (11)
+            near(d["c_on"][:-1], (ds * f)[1:])  # (10), (57)
+            near(d["h_on"], sum(d[f"through_{gate}"] for gate in GATES))  # (11), (60)
+            if norm:
+                near(ds, undone(norm["s"], d["c"], loss))  # (55)
+                for gate in GATES:
+                    near(d[f"a_{gate}"], undone(norm[gate], d[f"z_{gate}"], loss))  # (59)
+
+
+def normalized(norm, x):
+    n = (x - np.array(norm["mean"])[:, None]) / np.array(norm["std"])[:, None]
+    near(n, norm["n"])
+    return norm["gain"] * n + norm["shift"]
+
+
+def undone(norm, dy, loss):
+    u, un = (np.array(norm["back"][loss][name])[:, None] for name in ("u", "un"))
+    return (np.array(norm["gain"]) * dy - u - np.array(norm["n"]) * un) / np.array(norm["std"])[:, None]
 
 
 def test_every_gradient_agrees_with_differences(dissected):
     _, found = dissected
     for layer in found["layers"]:
         for loss, by_name in layer["numerical"].items():
-            assert sorted(by_name) == sorted(dissection.NUDGED)
+            names = dissection.NUDGED + dissection.NORMALIZED * ("norm" in layer)
+            assert sorted(by_name) == sorted(names)
             for name, numerical in by_name.items():
                 assert np.max(layer["error"][loss][name]) <= 1e-6
                 assert np.abs(numerical).max() > 1e-6
@@ -182,7 +220,7 @@ def test_masks_are_the_models_own(kinds):
     keeps = dict.fromkeys(names, 0.5)
     model = built(**keeps, encoder_emb_dropout=rows, activation_dropout=locked)
     inputs, targets = text()
-    found = {mask["place"]: mask for mask in dissection.drawn_masks(model, inputs, targets, seed=3)}
+    found = {mask["place"]: mask for mask in drawn_masks.drawn_masks(model, inputs, targets, seed=3)}
     assert len(found) == 2 + 2 * 5
     stream = MaskStream(3)
     expected = stream.weight_mask("recurrent_weight.1", (20, 5), 0.5) != 0
@@ -204,7 +242,7 @@ def test_masks_are_the_models_own(kinds):
 
 
 def test_without_dropout_there_are_no_masks():
-    assert dissection.drawn_masks(built(), *text()) == []
+    assert drawn_masks.drawn_masks(built(), *text()) == []
 
 
 def test_of_a_larger_layer_the_units_with_most_gradient_are_shown():
@@ -218,20 +256,27 @@ def test_of_a_larger_layer_the_units_with_most_gradient_are_shown():
     assert all_["units"] == list(range(9))
 
 
-def test_the_lines_of_code_are_those_of_the_files():
-    code = anatomy.code_of_equations()
-    assert sorted(code) == list(range(1, 12))
+@pytest.mark.parametrize("cell", ["plain", "layer_norm"])
+def test_the_lines_of_code_are_those_of_the_files(cell):
+    code = anatomy.code_of_equations(cell)
+    assert sorted(code) == sorted(anatomy.EQUATIONS[cell])
     for number, blocks in code.items():
-        assert [block["file"] for block in blocks][-1] == "minilstm/lstm.py"
-        assert (blocks[0]["file"] == "minilstm/lstm_cell.py") == (number <= 5)
+        files = [block["file"] for block in blocks]
+        assert "minilstm/lstm.py" in files or f"minilstm/{cell}_lstm.py" in files
+        forward = number <= 5 or 50 <= number <= 53
+        assert (blocks[0]["file"] == "minilstm/lstm_cell.py") == forward
         for block in blocks:
             source = (ROOT / block["file"]).read_text(encoding="utf-8").split("\n")
             hits = [line for line in block["lines"] if line["hit"]]
             assert hits
             assert all(line["text"].strip() == source[line["number"] - 1].strip() for line in block["lines"])
             assert all(f"({number})" in line["text"] for line in hits)
-    assert "dc_t *= f[t, rows]" in code[10][0]["lines"][-1]["text"]
-    assert {block["within"] for block in code[8]} == {"LSTM.backward", "local_derivatives"}
+    if cell == "plain":
+        assert "dc_t *= f[t, rows]" in code[10][0]["lines"][-1]["text"]
+        assert {block["within"] for block in code[8]} == {"LSTM.backward", "local_derivatives"}
+    else:
+        assert "undo_normalization(dc_t," in code[55][0]["lines"][-1]["text"]
+        assert {block["within"] for block in code[43]} == {"undo_normalization"}
 
 
 class Scripts(HTMLParser):
@@ -267,7 +312,8 @@ def test_a_sentence_cannot_leave_its_place(tmp_path, capsys):
     data, script = parsed.scripts
     assert json.loads(data)["sentence"]["words"][1:] == HOSTILE
     assert json.loads(data)["model"] == "A <b>model</b>."
-    assert script.strip() == (ROOT / "minilstm/anatomy_page/page.js").read_text(encoding="utf-8").strip()
+    sources = [ROOT / "minilstm/anatomy_page" / name for name in ("equations.js", "page.js")]
+    assert script.strip() == "\n".join(path.read_text(encoding="utf-8") for path in sources).strip()
     assert parsed.title == f"Anatomy of “{' '.join(HOSTILE)}”"
     assert capsys.readouterr().err.startswith("not in the vocabulary, read as <unk>: </script>")
 
@@ -319,12 +365,6 @@ def test_the_picture_in_docs_is_small():
     assert (ROOT / "docs/images/anatomy.png").stat().st_size < 300_000
 
 
-def test_layer_normalised_cells_are_refused(tmp_path):
-    with pytest.raises(InputError, match="this model's cells are layer-normalised"):
-        anatomy.write_page(tmp_path / "a.html", built(layer_norm=True), sentence(), VOCABULARY, "A model.")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_model_that_diverged_is_refused(tmp_path):
     model = built()
     model.flat_parameters[3] = np.nan
@@ -343,27 +383,41 @@ def test_the_first_model_learns_and_is_the_same_each_time():
     assert (model.flat_parameters == again.flat_parameters).all()
 
 
+def test_a_first_model_of_normalised_cells(tmp_path):
+    out = tmp_path / "a.html"
+    arguments = ["the value", "--layer-norm", "--steps", "2", "--units", "1", "--out", str(out)]
+    assert anatomy.main(arguments) == 0
+    data = json.loads(Scripts(out.read_text(encoding="utf-8")).scripts[0])
+    assert data["cell"] == "layer_norm"
+    assert {"50", "53", "55", "59"} <= set(data["code"])
+
+
 def test_a_readers_text_is_cut_into_words_and_loses_none():
     assert first_model.words_of("Don’t say “naïve” @ 3.5 </b>") == [
         "don't", "say", "“", "naïve", "”", "@", "3", ".", "5", "<", "/", "b", ">",
     ]  # fmt: skip
 
 
-def test_the_command_writes_a_page(tmp_path):
+def test_the_command_writes_a_page_of_a_model_that_has_learned(tmp_path):
+    """With the updates that it has by default; of one unit alone, whose checks take no time."""
     command = [
         sys.executable,
         "-m",
         "minilstm.anatomy",
-        "The value of zzz",
+        "The value of zzz is returned.",
+        "--units",
+        "1",
         "--out",
-        str(tmp_path / "a.html"),
     ]
-    result = subprocess.run([*command, "--steps", "2"], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run([*command, str(tmp_path / "a.html")], cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "not in the vocabulary, read as <unk>: zzz\n")
     assert result.stdout.startswith(f"wrote {tmp_path / 'a.html'} (")
-    assert "help topics for 2 updates" in (tmp_path / "a.html").read_text(encoding="utf-8")
-    bad = [*command[:3], "the value", "--out", "a.png"]
-    result = subprocess.run(bad, cwd=ROOT, capture_output=True, text=True)
+    data = json.loads(Scripts((tmp_path / "a.html").read_text(encoding="utf-8")).scripts[0])
+    assert data["model"].endswith("help topics for 700 updates.")
+    assert data["losses"]["all"] < np.log(data["sizes"]["vocabulary"]) - 2
+    worst = max(np.max(e) for layer in data["layers"] for by in layer["error"].values() for e in by.values())
+    assert worst <= 1e-6
+    result = subprocess.run([*command, "a.png"], cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: --out: expected a name ending in .html; got 'a.png'\n"
 

@@ -21,9 +21,18 @@ MAPS = ["i", "f", "g", "o", "c", "h"]
 def written(tmp_path_factory):
     """The page of a small model with some of every dropout, and its data."""
     keeps = dict.fromkeys((n for n in ModelConfig.__dataclass_fields__ if n.endswith("_keep_prob")), 0.6)
-    model = LanguageModel(ModelConfig(12, 6, 7, 2, **keeps), seed=1, dtype=np.float64)
+    return write(tmp_path_factory.mktemp("page") / "anatomy.html", ModelConfig(12, 6, 7, 2, **keeps))
+
+
+@pytest.fixture(scope="module")
+def written_of_normalised_cells(tmp_path_factory):
+    config = ModelConfig(12, 6, 7, 2, layer_norm=True, layer_norm_epsilon=1e-3)
+    return write(tmp_path_factory.mktemp("page") / "normalised.html", config)
+
+
+def write(path, config):
+    model = LanguageModel(config, seed=1, dtype=np.float64)
     model.flat_parameters *= 2
-    path = tmp_path_factory.mktemp("page") / "anatomy.html"
     anatomy.write_page(path, model, sentence(WORDS), VOCABULARY, "A model of a test.", max_units=5)
     data = path.read_text(encoding="utf-8").partition('id="data">')[2].partition("</script>")[0]
     return path, json.loads(data)
@@ -73,7 +82,7 @@ def cell(way, number, t, u):
 
 def shown(x, digits=4):
     """A number as the page writes it."""
-    plain = np.format_float_positional(x, digits, fractional=False, trim="k")
+    plain = f"{x:#.{digits}g}".rstrip(".")
     if x == 0 or 1e-3 <= abs(x) < 1e5:
         return ("0" if x == 0 else plain).replace("-", "−")
     mantissa, _, exponent = f"{x:.{digits - 1}e}".partition("e")
@@ -131,7 +140,11 @@ def check_click(page, data, number, name, t, u):
 
 
 def test_equations_with_numbers_are_right_as_they_stand(page):
-    """Every filled-in line of every map at some places, calculated anew from what is written."""
+    assert check_filled_lines(page) > 50
+
+
+def check_filled_lines(page):
+    """Every filled-in line of every map at some places, calculated anew from what is written; how many."""
     script = """(() => {
         const found = [];
         for (const map of MAPS) for (const [t, u] of [[T - 1, 4], [1, 2], [0, 0]]) {
@@ -141,20 +154,57 @@ def test_equations_with_numbers_are_right_as_they_stand(page):
         return found;
     })()"""
     lines = [line for line in page.run(script) if "nobody" not in line]
-    assert len(lines) > 50
     for line in lines:
-        left, _, right = line.replace("−", "-").rpartition(" = ")
+        left, _, right = line.replace("−", "-").replace("\u00a0", " ").rpartition(" = ")
         left = left.replace("tanh²(", "tanh2(").replace("·", "*").replace("²", "**2").replace("σ", "sigmoid")
-        names = {
-            "tanh": np.tanh,
-            "tanh2": lambda x: np.tanh(x) ** 2,
-            "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-        }
-        largest = max(abs(float(part)) for part in re.findall(r"\d[\d.]*(?:e-?\d+)?", left))
-        rounding = 1e-3 * largest if re.search(r" [+-] ", left) else 0
-        assert eval(left, {"__builtins__": {}}, names) == pytest.approx(
-            float(right), rel=4e-3, abs=rounding
-        ), line
+        value = evaluated(left)
+        rounding = 0.6e-3 * abs(float(right))  # four digits are written, of each number and of the result
+        for match in re.finditer(r"(?<![\w*])\d[\d.]*(?:e-?\d+)?", left):
+            moved = f"{left[: match.start()]}({match[0]} * 1.0006){left[match.end() :]}"
+            rounding += abs(evaluated(moved) - value)
+        assert abs(value - float(right)) <= rounding + 1e-12, line
+    return len(lines)
+
+
+def evaluated(text):
+    names = {
+        "tanh": np.tanh,
+        "tanh2": lambda x: np.tanh(x) ** 2,
+        "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    }
+    return eval(text, {"__builtins__": {}}, names)
+
+
+def test_normalised_cells_are_shown_and_proven_before_and_after(browser, written_of_normalised_cells):
+    path, data = written_of_normalised_cells
+    browser.complaints.clear()
+    browser.open(path, *PHONE)
+    assert check_filled_lines(browser) > 80
+    layer, t, u = data["layers"][0], T - 2, 3
+    equations = {"f": (["50", "51", "2"], ["56", "59"]), "c": (["52", "53"], ["57", "7", "55"])}
+    for name, (forward, backward) in equations.items():
+        browser.click(cell("back", MAPS.index(name), t, u))
+        numbers = (
+            "[...document.querySelectorAll('#cell-{} .number')].map(node => node.textContent.slice(1, -1))"
+        )
+        assert browser.run(numbers.format("forward")) == forward
+        assert browser.run(numbers.format("backward")) == backward
+        check = browser.run("[...document.querySelectorAll('#cell-check td')].map(node => node.textContent)")
+        names = {"f": ("z_f", "a_f"), "c": ("c", "s")}[name]
+        for k, gradient in enumerate(names):
+            assert check[3 * k] == shown(layer["gradients"]["all"][gradient][t][u], 9)
+            assert check[3 * k + 1] == shown(layer["numerical"]["all"][gradient][t][u], 9)
+            assert check[3 * k + 2].endswith("✓")
+        code = text(browser, "#cell-code")
+        assert f"({backward[-1]}) minilstm/layer_norm_lstm.py, LayerNormLSTM.backward" in code
+        assert "(43) minilstm/layer_norm_lstm.py, undo_normalization" in code
+    ledger = browser.run(
+        "[...document.querySelectorAll('#ledger li > .soft')].map(node => node.textContent.trim())"
+    )
+    assert ledger == ["(6)", "(7)", "(55)", "(56)", "(9)", "(57)", "(59)", "(60)"]
+    assert browser.run("!document.querySelector('#memory-why').hidden")
+    assert browser.run("document.documentElement.scrollWidth") <= PHONE[0]
+    assert browser.complaints == []
 
 
 def test_the_slider_walks_backward_by_keyboard(page):

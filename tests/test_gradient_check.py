@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import autograd.functions as F
-from autograd import Function, Variable
+from autograd import Function, ShapeError, Variable
 from autograd.gradient_check import backward_all, check_backward, numerical_grad
 
 RNG = np.random.default_rng(0)
@@ -75,8 +75,10 @@ def test_a_wrong_derivative_is_caught(slip, seed):
 
 
 def test_the_input_with_the_wrong_gradient_is_named():
-    with pytest.raises(AssertionError, match=r"along one direction of input 1, of shape \(2, 3\), backward"):
+    with pytest.raises(AssertionError, match=r"along one direction of input 1 \(W\), of shape \(2, 3\), "):
         check_backward(product("missing factor"), [X, W])
+    with pytest.raises(AssertionError, match=r"along one direction of input 1, of shape \(2, 3\), "):
+        check_backward(lambda *inputs: product("missing factor")(*inputs), [X, W])  # tells no names
 
 
 @pytest.mark.parametrize("method", ["forward", "backward"])
@@ -91,13 +93,42 @@ def test_a_function_that_writes_into_its_input_is_caught(method):
                 self.saved[0][...] = 0
             return 2 * dy
 
-    with pytest.raises(AssertionError, match="input 0 was changed by forward or backward"):
+    with pytest.raises(AssertionError, match=r"input 0 \(x\) was changed by forward or backward"):
         check_backward(lambda x: Writes().apply(x), [X.copy()])
+
+
+def test_a_backward_that_writes_into_what_it_is_given_is_caught():
+    class Writes(Function):
+        def forward(self, x):
+            return x, 2 * x
+
+        def backward(self, dy, dz):
+            dz *= 2
+            return dz if dy is None else dy + dz
+
+    with pytest.raises(AssertionError, match="backward wrote into the gradient of output 1"):
+        check_backward(lambda x: Writes().apply(x), [X], [None, np.ones_like(X)])
 
 
 def test_one_gradient_for_each_output():
     with pytest.raises(ValueError, match="grad_outputs must have .* each of the 2 outputs; got 1"):
         check_backward(product("none"), [X, W], [np.ones((4, 2))])
+    with pytest.raises(ShapeError, match=r"grad_outputs\[0\] must be \(4, 2\) as output 0 is; got \(2,\)"):
+        check_backward(product("none"), [X, W], [np.ones(2), None])
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "told"),
+    [
+        (Product, [X, W], r"must apply it, lambda \*inputs: Product\(\).apply\(\*inputs\); got the class"),
+        (F.exp, X, "inputs must be a list of arrays; got one ndarray"),
+        (F.exp, [Variable(X)], "inputs must be arrays; got a Variable; give its .data"),
+        (F.exp, [], "differences need float64; got no inputs"),
+    ],
+)
+def test_what_is_no_check_is_told(function, inputs, told):
+    with pytest.raises(TypeError, match=told):
+        check_backward(function, inputs)
 
 
 def test_a_large_gradient_does_not_hide_a_small_one():
@@ -163,7 +194,7 @@ def test_both_ways_of_differentiating_agree():
 def test_only_float64_inputs_are_differentiated():
     ids = np.array([0, 2, 2])
     check_backward(lambda ids, x: F.embedding(ids, x), [ids, X])
-    with pytest.raises(TypeError, match="differences need float64"):
+    with pytest.raises(TypeError, match="differences need float64; got int64, float32"):
         check_backward(lambda ids, x: F.embedding(ids, x), [ids, X.astype(np.float32)])
 
 

@@ -1,7 +1,7 @@
 """`python -m train.anatomy RUN "text"`: a page that shows the backward pass of a run's model on a sentence.
 
 As `python -m minilstm.anatomy`, which trains a small model of its own: that one knows no runs, this one loads
-them. Meant for small models: each shown number is moved four times, and the rest of the sentence read anew.
+them. Meant for small models: each shown number is moved six times, and the rest of the sentence read anew.
 """
 
 from __future__ import annotations

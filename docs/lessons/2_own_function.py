@@ -2,7 +2,8 @@
 # # Lesson 2: write your own Function, and check it
 #
 # The engine knows some thirty operations. A new one takes two methods, `forward` and `backward`, and a
-# check against finite differences that tells whether the second belongs to the first.
+# check against finite differences that tells whether the second belongs to the first. Write yours into a
+# file of your own, wherever you like, and run it as this one is run: `.venv/bin/python my_step.py`.
 
 # %%
 import numpy as np
@@ -35,8 +36,9 @@ class Cube(Function):
 
 
 # %% [markdown]
-# An instance of a Function is applied once, so each call makes a new one. Put that into a function of lower
-# case: it is what others call, and where shapes and errors are documented.
+# An instance of a Function is applied once, so each call makes a new one: `Cube().apply(x)`, with both pairs
+# of brackets. Put that into a function of lower case: it is what others call, and where shapes and errors
+# are documented.
 
 # %%
 
@@ -54,16 +56,16 @@ assert x.grad.tolist() == [3.0, 12.0]
 # %% [markdown]
 # ## The check
 #
-# `check_backward` takes the function and float64 arrays. It moves each input by ±1e-6 along random
-# directions and compares what the output does with what `backward` says. It returns the worst relative
-# error, and raises an AssertionError above 1e-7.
+# `check_backward` takes the function of lower case and a list of float64 arrays, one for each input. It moves
+# each input by ±1e-6 along random directions and compares what the output does with what `backward` says. It
+# returns the worst relative error, and raises an AssertionError above 1e-7.
 
 # %%
 rng = np.random.default_rng(0)
 print(f"cube: relative error {check_backward(cube, [rng.standard_normal((3, 4))]):.1e}")
 
 # %% [markdown]
-# A check that cannot fail proves nothing. Forget a factor:
+# A check that cannot fail proves nothing. Forget a factor, and it says whose gradient is wrong:
 
 # %%
 
@@ -149,7 +151,12 @@ assert told.startswith("tanh_step: W must be (4, 3)")
 #
 # The same step from operations that the engine has: it derives the backward pass of that by itself. Values
 # and gradients of the two must agree, and only then is a hand-written backward pass worth its speed. When
-# one is wrong, its twin shows which of the gradients.
+# one is wrong, its twin shows which elements of it: the rows of one gate, say.
+#
+# On Variables + - * / ** @ and slices such as `W[:H]` work as on arrays. `F` has exp, log, tanh, sigmoid,
+# relu; linear, matmul, sum, mean; concatenate, stack, split (`i, f = F.split(z, 2, axis=1)`), reshape,
+# transpose; layer_normalization, log_softmax, softmax_cross_entropy, embedding, dropout. `help(F.split)` says
+# what each takes.
 
 # %%
 
@@ -214,10 +221,10 @@ print(f"the radius alone: relative error {only_radius:.1e}")
 #    broadcasting.
 # 2. **An output that nobody used.** Its gradient is None, and None + array is a TypeError.
 # 3. **Changing what is not yours.** `forward` must not write into its inputs, nor `backward` into what it
-#    gets or has saved of them: others hold the same arrays. The check tells.
+#    gets or has saved of them: others hold the same arrays. `dc = dc + …`, not `dc += …`. The check tells.
 # 4. **A kink.** At 0 relu has no derivative, and differences across it disagree: check it away from there.
-# 5. **Other precision.** float32 in must give float32 out, or `apply` raises a DtypeError: write
-#    `np.zeros_like(x)` and not `np.zeros(x.shape)`. (On a GPU arrays are CuPy's: `get_array_module(x)` of
+# 5. **Other precision.** float32 in must give float32 out, and float32 back: write `np.zeros_like(x)` and
+#    not `np.zeros(x.shape)`, or you are told so. (On a GPU arrays are CuPy's: `get_array_module(x)` of
 #    `autograd.backend` stands for numpy or cupy.)
 # 6. **Variables and arrays mixed up.** Inside `forward` and `backward` everything is a plain array:
 #    `np.tanh`. Outside, on Variables, it is `F.tanh`; `x.data` is the array in a Variable.
@@ -240,5 +247,7 @@ print(f"the radius alone: relative error {only_radius:.1e}")
 #     h' = u ∘ h + (1 - u) ∘ n
 #
 # as a Function with its check, or give the gates of an LSTM a look at the cell (peepholes, Gers &
-# Schmidhuber 2000). Both are solved in [2_solutions.py](2_solutions.py). Next: [lesson 3](3_lstm_step.py),
-# the LSTM step.
+# Schmidhuber 2000). On arrays σ(z) is best written `0.5 * np.tanh(0.5 * z) + 0.5`: `1 / (1 + np.exp(-z))`
+# overflows where z is far below 0. Start from TanhStep: x (B, I) and h (B, H) are inputs, and so are the
+# weights, stacked as W (3H, I), U (3H, H), b (3H). Both are solved in [2_solutions.py](2_solutions.py). Next:
+# [lesson 3](3_lstm_step.py), the LSTM step.

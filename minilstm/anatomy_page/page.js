@@ -1,5 +1,6 @@
 "use strict";
 // Shows the numbers in #data and computes none: sums are made for display alone. Arrays are [step][unit].
+// The equations themselves are in equations.js.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const GATES = ["i", "f", "g", "o"];
@@ -42,7 +43,7 @@ function math(text) {
 
 function italics(text) {
   return text.split(/([A-Za-z]+)/).filter(Boolean).map(part =>
-    /^(?!tanh|and|likewise)[A-Za-z]/.test(part) ? el("i", {}, part) : part);
+    /^(?!tanh|mean|and|likewise)[A-Za-z]/.test(part) ? el("i", {}, part) : part);
 }
 
 function number(x, digits = 4) {
@@ -277,21 +278,9 @@ function stop() {
 // ---- one step of the backward pass: lengths over all units -----------------------------------------------
 
 function showLedger() {
-  const t = state.time, norms = layer().norms[state.loss], n = name => number(norms[name][t], 3);
-  const last = t === T - 1 ? " (0: nobody uses the state after the last step)" : "";
-  const above = state.layer === data.layers.length - 1 ? "the loss" : "the layer above";
-  const rows = [
-    ["6", "dh_t = dy_t + dh_t^←", `‖dh‖ ${n("h")}: from ${above} ${n("y")}, from the next step ${n("h_on")}${last}`],
-    ["7", "dc_t = dc_t^← + dh_t ∘ o_t ∘ (1 − tanh²c_t)", `‖dc‖ ${n("c")}: of it from the next step ${n("c_on")}`],
-    ["8", "dz_t^f = dc_t ∘ c_{t−1} ∘ f_t ∘ (1 − f_t), i and g likewise", `‖dz‖ i ${n("z_i")}, f ${n("z_f")}, g ${n("z_g")}`],
-    ["9", "dz_t^o = dh_t ∘ tanh(c_t) ∘ o_t ∘ (1 − o_t)", `‖dz‖ o ${n("z_o")}`],
-  ];
-  const before = name => (t ? number(norms[name][t - 1], 3) : null);
-  rows.push(["10", "dc_{t−1}^← = dc_t ∘ f_t", t ? `${before("c_on")} goes on to step ${t}` : "ends here: at the first step"]);
-  rows.push(["11", "dh_{t−1}^← = dz_t W_{hh}", t ? `${before("h_on")} goes on to step ${t}` : "ends here: at the first step"]);
   $("ledger").replaceChildren(
-    el("h3", {}, `What happens at step ${t + 1}, in this order (lengths over all units of the layer)`),
-    el("ol", {}, ...rows.map(([no, equation, said]) =>
+    el("h3", {}, `What happens at step ${state.time + 1}, in this order (lengths over all units of the layer)`),
+    el("ol", {}, ...ledgerOf(state.time).map(([no, equation, said]) =>
       el("li", {}, el("span", { class: "soft" }, `(${no}) `), math(equation), el("p", {}, said)))));
 }
 
@@ -304,84 +293,35 @@ function showNumbers() {
 
 // ---- one cell: equations with their numbers, check, code -------------------------------------------------
 
-function equation(no, formula, filled, result, why = null) {
-  return el("div", { class: "equation" }, el("span", { class: "number" }, `(${no})`), math(formula),
-    el("span", { class: "filled" }, filled, " = ", el("span", { class: "result" }, number(result))),
-    why && el("span", { class: "why" }, why));
-}
-
-// A sum of numbers with their signs between them.
-function sum(...terms) {
-  return terms.map((x, k) => (k ? (x < 0 ? " − " : " + ") + number(Math.abs(x)) : number(x))).join("");
-}
-
-function forwardEquations(map, t, u) {
-  const v = name => layer().values[name][t][u], before = t ? layer().values.c[t - 1][u] : 0;
-  const [i, f, g, o] = GATES.map(v);
-  if (map === "c") return [equation(4, "c_t = f_t c_{t−1} + i_t g_t",
-    `${number(f)} · ${inParentheses(before)} + ${number(i)} · ${inParentheses(g)}`, v("c"),
-    `keeps ${percent(f)} of the old cell, writes ${percent(i)} of the candidate`)];
-  if (map === "h") return [equation(5, "h_t = o_t tanh(c_t)", `${number(o)} · tanh(${number(v("c"))})`, v("h"),
-    `shows ${percent(o)} of the cell`)];
-  const squash = map === "g" ? "tanh" : "σ";
-  return [
-    equation(1, `z_t^${map} = x_t W_{ih}^⊤ + h_{t−1} W_{hh}^⊤ + b`,
-      sum(v(`x_${map}`), v(`h_${map}`), layer().bias[map][u]), v(`z_${map}`), "from the word, from the last output, bias"),
-    equation(map === "g" ? 3 : 2, `${map}_t = ${squash}(z_t^${map})`, `${squash}(${number(v(`z_${map}`))})`, v(map),
-      { i: `writes ${percent(i)} of the candidate`, f: `keeps ${percent(f)} of the cell`, o: `shows ${percent(o)} of the cell`,
-        g: "what could be written into the cell" }[map])];
-}
-
-function backwardEquations(map, t, u) {
-  const v = name => layer().values[name][t][u], d = name => lossGradients()[name][t][u];
-  const before = t ? layer().values.c[t - 1][u] : 0, p = inParentheses;
-  const [i, f, g, o] = GATES.map(v), dc = d("c"), dh = d("h"), isLast = t === T - 1;
-  const nobody = "nobody uses the state after the last step";
-  if (map === "i") return [equation(8, "dz_t^i = dc_t g_t i_t (1 − i_t)",
-    `${number(dc)} · ${p(g)} · ${number(i)} · (1 − ${number(i)})`, d("z_i"))];
-  if (map === "f") return [equation(8, "dz_t^f = dc_t c_{t−1} f_t (1 − f_t)",
-    `${number(dc)} · ${p(before)} · ${number(f)} · (1 − ${number(f)})`, d("z_f"),
-    t ? null : "the cell before the first step is zero: nothing to forget, nothing to learn")];
-  if (map === "g") return [equation(8, "dz_t^g = dc_t i_t (1 − g_t²)", `${number(dc)} · ${number(i)} · (1 − ${p(g)}²)`, d("z_g"))];
-  if (map === "o") return [equation(9, "dz_t^o = dh_t tanh(c_t) o_t (1 − o_t)",
-    `${number(dh)} · tanh(${number(v("c"))}) · ${number(o)} · (1 − ${number(o)})`, d("z_o"))];
-  if (map === "c") {
-    const later = isLast ? equation(10, "dc_t^← = 0", nobody, 0) : equation(10, "dc_t^← = dc_{t+1} f_{t+1}",
-      `${number(lossGradients().c[t + 1][u])} · ${number(layer().values.f[t + 1][u])}`, d("c_on"), "what the next step sends back along the cell");
-    return [later, equation(7, "dc_t = dc_t^← + dh_t o_t (1 − tanh²c_t)",
-      `${number(d("c_on"))} + ${p(dh)} · ${number(o)} · (1 − tanh²(${number(v("c"))}))`, dc)];
-  }
-  const above = state.layer === data.layers.length - 1 ? "the loss" : "the layer above";
-  const later = isLast ? equation(11, "dh_t^← = 0", nobody, 0) : equation(11, "dh_t^← = dz_{t+1} W_{hh}",
-    sum(...GATES.map(gate => d(`through_${gate}`))), d("h_on"), "what the next step sends back through its i, f, g, o");
-  return [later, equation(6, "dh_t = dy_t + dh_t^←", sum(d("y"), d("h_on")), dh, `from ${above}, from the next step`)];
-}
-
-const EQUATIONS = { i: [[1, 2], [8]], f: [[1, 2], [8]], g: [[1, 3], [8]], o: [[1, 2], [9]], c: [[4], [10, 7]], h: [[5], [11, 6]] };
-
 function showCell() {
-  const { map, t, u } = state, unit = layer().units[u], name = gradientName(map);
+  const { map, t, u } = state, unit = layer().units[u];
   const value = layer().values[map][t][u], waits = t < state.time;
-  const analytic = lossGradients()[name][t][u];
   $("cell-title").replaceChildren(math(`${map}_t`), `, ${NAMES[map]}`);
   $("cell-place").replaceChildren(`Layer ${state.layer + 1}, step ${t + 1}, reading “`, wordNode(t), `”, unit ${unit}`);
-  const shown = waits ? "not reached" : number(analytic, 3);
+  const shown = waits ? "not reached" : number(lossGradients()[gradientName(map)][t][u], 3);
   $("cell-summary").replaceChildren(math(map), ` ${number(value, 3)}, `, math(symbol(map)), ` ${shown}, step ${t + 1}, unit ${unit}`);
   $("cell-forward").replaceChildren(el("h3", {}, "Forward"), ...forwardEquations(map, t, u));
   $("cell-backward").replaceChildren(el("h3", {}, `Backward, from the loss of ${LOSSES[state.loss]}`),
     ...(waits ? [el("p", {}, `The backward pass is at step ${state.time + 1} and has not come here yet.`)] : backwardEquations(map, t, u)));
-  $("cell-check").replaceChildren(...(waits ? [] : check(name, t, u, analytic)));
-  const numbers = EQUATIONS[map].flat();
+  $("cell-check").replaceChildren(...(waits ? [] : checks(map, t, u)));
+  const numbers = EQUATIONS[data.cell][map].flat();
   $("cell-code").replaceChildren(el("h3", {}, "The lines of code"), ...numbers.flatMap(no => data.code[no].map(block => code(no, block, map))));
 }
 
-function check(name, t, u, analytic) {
+function checks(map, t, u) {
+  const names = gradientsOf(map);
+  return [el("h3", {}, "Proof by differences"), ...names.flatMap(name => check(name, t, u, names.length > 1)),
+    el("p", { class: "soft" }, "This number alone was moved by ±ε, ±2ε and ±3ε, and the rest of the sentence read anew each time.")];
+}
+
+function check(name, t, u, isOneOfMany) {
+  const analytic = lossGradients()[name][t][u];
   const numerical = layer().numerical[state.loss][name][t][u], error = layer().error[state.loss][name][t][u];
   const row = (label, text) => el("tr", {}, el("th", { scope: "row" }, label), el("td", {}, text));
-  return [el("h3", {}, "Proof by differences"), el("table", { class: "check" }, el("tbody", {},
+  const [letter, gate] = name.split("_"), head = math(gate ? `d${letter}_t^${gate}` : `d${letter}_t`);
+  return [isOneOfMany ? el("p", {}, head) : null, el("table", { class: "check" }, el("tbody", {},
     row("by the equations", number(analytic, 9)), row("by differences", number(numerical, 9)),
-    row("relative error", `${number(error, 2)} ${error <= 1e-6 ? "✓" : "✗ (expected at most 1e−6)"}`))),
-    el("p", { class: "soft" }, "This number alone was moved by ±ε and ±2ε, and the rest of the sentence read anew each time.")];
+    row("relative error", `${number(error, 2)} ${error <= 1e-6 ? "✓" : "✗ (expected at most 1e−6)"}`)))].filter(Boolean);
 }
 
 function code(no, block, map) {
@@ -443,6 +383,7 @@ function showMemory() {
   $("memory-said").textContent = T === 1 ? "A sentence of one step has nothing to remember." :
     `Of the ${name} of the last step, there is left at the first, ${T - 1} steps back: ${curves.map(left_over).join("; ")}. ` +
     `The learned gates are ${number(mean, 2)} in the mean, those of the unit that forgets least ${number(most, 2)}.`;
+  $("memory-why").hidden = !normalizes();
   table($("memory-table"), ["step", "reads", ...data.memory.map(curveName)],
     data.next.map((_, t) => [String(t + 1), wordNode(t), ...curves.map(curve => curve[t])]));
 }
@@ -508,8 +449,9 @@ function showAbout() {
     `${sizes.parameters.toLocaleString("en")} parameters. Loss of this sentence: ${number(losses.all)} nats a word, ` +
     `perplexity ${number(Math.exp(losses.all), 3)}.`;
   $("made").textContent = `All numbers are the model's own, computed in float64 when the page was written; the gradients are those ` +
-    `of the engine's backward pass. ${flat.length.toLocaleString("en")} of them were checked: by the loss L at four places, ` +
-    `(8 [L(+ε) − L(−ε)] − [L(+2ε) − L(−2ε)]) / 12ε with ε = ${data.nudge}. The worst relative error is ${number(worst, 2)}; ` +
+    `of the engine's backward pass. ${flat.length.toLocaleString("en")} of them were checked: by the loss L at six places, ` +
+    `(45 [L(+ε) − L(−ε)] − 9 [L(+2ε) − L(−2ε)] + [L(+3ε) − L(−3ε)]) / 60ε with ε = ${data.nudge}` +
+    `${normalizes() ? ", where a normalisation follows times the deviation of its row" : ""}. The worst relative error is ${number(worst, 2)}; ` +
     `gradients under ${data.floor} of the largest of their map are compared to that. ` +
     (shown.every((count, k) => count === sizes.units[k]) ? "All units are shown." :
       `Of each layer those ${Math.max(...shown)} units are shown that the most gradient reaches.`) +
