@@ -5,7 +5,7 @@ a text, then the same with each of its regularisers off in turn, and an LSTM wit
 et al. 2014); each for as many epochs, so that those which over-fit have the time to. Every run is an ordinary
 run of `train.wt103`, whose command is kept beside its figures:
 
-    WORK_DIR/text/           the text: the train split cut at a line's end, valid and test whole
+    WORK_DIR/text/           the text, its splits cut at a line's end where --tokens and --score-tokens say so
     WORK_DIR/VARIANT-SEED/   a run folder each; VARIANT-SEED.log is what it printed. The same command, given
                              again, goes on where it was stopped
 
@@ -64,15 +64,6 @@ PLAIN_KEEP_PROB = 0.5
 EMPHASIZED = ("awd", "plain-dropout", "no-dropout")
 VARIANTS: dict[str, dict[str, Any]] = {
     "awd": {},
-    "no-weight-dropout": {"recurrent_weight_keep_prob": 1.0},
-    "no-embedding-dropout": {"encoder_emb_keep_prob": 1.0},
-    "no-input-dropout": {"encoder_emb_output_keep_prob": 1.0},
-    "no-hidden-dropout": {"encoder_dp_output_keep_prob": 1.0},
-    "no-output-dropout": {"encoder_last_output_keep_prob": 1.0},
-    "no-ar-tar": {"activation_regularization": 0.0, "temporal_activation_regularization": 0.0},
-    "no-weight-decay": {"weight_decay": 0.0},
-    "no-averaging": {"optimizer": "sgd"},
-    "fixed-windows": {"variable_window": False},
     "plain-dropout": {
         **NO_DROPOUT,
         "activation_dropout": "per_step",
@@ -85,8 +76,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "variable_window": False,
     },
     "no-dropout": NO_DROPOUT,
+    "no-averaging": {"optimizer": "sgd"},
+    "no-weight-dropout": {"recurrent_weight_keep_prob": 1.0},
+    "no-input-dropout": {"encoder_emb_output_keep_prob": 1.0},
+    "no-output-dropout": {"encoder_last_output_keep_prob": 1.0},
+    "no-hidden-dropout": {"encoder_dp_output_keep_prob": 1.0},
+    "no-embedding-dropout": {"encoder_emb_keep_prob": 1.0},
+    "no-ar-tar": {"activation_regularization": 0.0, "temporal_activation_regularization": 0.0},
+    "fixed-windows": {"variable_window": False},
+    "no-weight-decay": {"weight_decay": 0.0},
 }
-"""What each run has other than the recipe."""
+"""What each run has other than the recipe; the most telling first, should the runs be cut short."""
 
 
 class Ablation:
@@ -175,36 +175,42 @@ class Ablation:
         }
 
 
-def cut_text(data: Path, tokens: int, min_count: int, folder: Path) -> Path:
-    """A text in WikiText form prepared, its train split ending with the line that brings it to `tokens`.
+def cut_text(data: Path, tokens: int, score_tokens: int, min_count: int, folder: Path) -> Path:
+    """A text in WikiText form prepared, each split ending with the line that brings it to its size.
 
     Args:
         data: a folder with wiki.{train,valid,test}.tokens.
         tokens: of the train split; 0: all.
-        min_count: words seen less often in it become <unk>.
+        score_tokens: of valid and of test, which cost as much as training where the text is short; 0: all.
+        min_count: words seen less often in the train split become <unk>.
         folder: made if need be; a text that lies there already is taken if it is the same.
 
     Returns:
         the prepared file.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for split, size in (("train", tokens), ("valid", score_tokens), ("test", score_tokens)):
+        text, path = _first_lines(_split(data, split), size), _split(folder, split)
+        if path.exists() and path.read_bytes() != text:
+            raise InputError(
+                f"{path}: holds another text than --data, --tokens and --score-tokens say; "
+                "choose another --work-dir"
+            )
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(text)
+    return prepare(folder, folder / "text.h5", min_count=min_count)
+
+
+def _first_lines(path: Path, tokens: int) -> bytes:
+    """The lines until `tokens` words and line ends are reached; 0: the whole text."""
     lines, count = [], 0
-    with open(data / "wiki.train.tokens", encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for line in file:
             lines.append(line)
             count += len(line.split()) + 1  # <eos>
             if tokens and count >= tokens:
                 break
-    for split in ("train", "valid", "test"):
-        text = "".join(lines).encode() if split == "train" else _split(data, split).read_bytes()
-        path = _split(folder, split)
-        if path.exists() and path.read_bytes() != text:
-            raise InputError(
-                f"{path}: holds another text than --data and --tokens say; choose another --work-dir"
-            )
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(text)
-    return prepare(folder, folder / "text.h5", min_count=min_count)
+    return b"".join(lines)
 
 
 def _split(folder: Path, split: str) -> Path:
@@ -278,7 +284,9 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = _parser().parse_args(argv)
     _check(options)
-    data = cut_text(options.data, options.tokens, options.min_count, options.work_dir / "text")
+    data = cut_text(
+        options.data, options.tokens, options.score_tokens, options.min_count, options.work_dir / "text"
+    )
     settings = dict(map(parse_setting, options.settings))
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     ablation = Ablation(data, options.work_dir, options.epochs, settings, threads)
@@ -305,9 +313,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse what would only be found after hours of training."""
-    for name, least in (("epochs", 1), ("seeds", 1), ("jobs", 1), ("tokens", 0), ("min_count", 1)):
+    at_least = {"epochs": 1, "seeds": 1, "jobs": 1, "tokens": 0, "score_tokens": 0, "min_count": 1}
+    for name, least in at_least.items():
         if getattr(options, name) < least:
-            raise InputError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag}: expected at least {least}, got {getattr(options, name)}")
     for split in ("train", "valid", "test"):
         if not _split(options.data, split).is_file():
             raise InputError(f"--data: expected a folder with wiki.{split}.tokens in it; got {options.data}")
@@ -323,6 +333,9 @@ def _parser() -> Parser:
     parser = Parser.documented("python -m benchmarks.ablation", __doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="a text in WikiText form")
     parser.add_argument("--tokens", type=int, default=200_000, metavar="N", help="of the train split; 0: all")
+    parser.add_argument(
+        "--score-tokens", type=int, default=0, metavar="N", help="of valid and of test; default: 0, all"
+    )
     parser.add_argument(
         "--min-count", type=int, default=1, metavar="N", help="rarer words become <unk>; default: 1"
     )

@@ -344,9 +344,17 @@ def test_an_ablation_is_made_of_ordinary_runs_and_goes_on_with_them(
     for other, message in (
         (["--epochs", "3"], "made with epochs = 2, not 3"),
         (["--tokens", "500"], "another text"),
+        (["--score-tokens", "100"], "another text"),
     ):
         with pytest.raises(InputError, match=message):
             ablation.main([*small_text, "--epochs", "2", "--variants", "awd", *other])
+
+
+def test_the_splits_of_an_ablation_end_with_the_line_that_fills_them(small_text, tmp_path):
+    ablation.cut_text(tmp_path, 25, 10, 1, tmp_path / "cut")
+    for split, lines in (("train", 3), ("valid", 2), ("test", 2)):  # of nine tokens each, <eos> counted
+        whole = (tmp_path / f"wiki.{split}.tokens").read_text().splitlines()
+        assert (tmp_path / "cut" / f"wiki.{split}.tokens").read_text().splitlines() == whole[:lines]
 
 
 def test_every_variant_is_a_configuration_of_its_own():
@@ -363,6 +371,7 @@ def test_every_variant_is_a_configuration_of_its_own():
     [
         (["--variants", "ad"], "unknown 'ad'; the nearest known variant is 'awd'"),
         (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--score-tokens", "-1"], "--score-tokens: expected at least 0, got -1"),
         (["--set", "clip_norm"], "expected KEY=VALUE"),
         (["--plot", "/nowhere/plot.png"], "--plot: expected a file in an existing folder"),
         (["--data", "/nowhere"], "expected a folder with wiki.train.tokens"),
