@@ -7,7 +7,7 @@ run of `train.wt103`, whose command is kept beside its figures:
 
     WORK_DIR/text/           the text, its splits cut at a line's end where --tokens and --score-tokens say so
     WORK_DIR/VARIANT-SEED/   a run folder each; VARIANT-SEED.log is what it printed. The same command, given
-                             again, goes on where it was stopped
+                             again, goes on where it was stopped; with more --epochs, where it ended
 
 Prints a table of the validation perplexities, and draws them (--plot): the best of each run, and the last,
 which tells how far it over-fits.
@@ -130,6 +130,7 @@ class Ablation:
             if not folder.config.exists():
                 continue
             made = load_run_config(folder.config).to_dict()
+            made["train"]["epochs"] = self._epochs_from(made["train"])
             for section, values in wanted.items():
                 for key, value in values.items():
                     if made[section][key] != value:
@@ -138,6 +139,11 @@ class Ablation:
                             "choose another --work-dir, or the options that it was made with"
                         )
 
+    def _epochs_from(self, made: dict[str, Any]) -> int:
+        """The epochs asked for, where a run with these knobs only has to go on for that; else its own."""
+        can_go_on = made["schedule"] == "fixed" and made["epochs"] < self.epochs
+        return self.epochs if can_go_on else int(made["epochs"])
+
     def run(self, variant: str, seed: int) -> dict[str, Any]:
         """The figures of a run, which is made or finished first if need be; its output goes into a file.
 
@@ -145,7 +151,7 @@ class Ablation:
             InputError: the run's command failed.
         """
         folder, command = self.run_folder(variant, seed), self.command(variant, seed)
-        if not folder.result.exists():
+        if not self._is_finished(folder):
             resume = ["--resume"] if folder.config.exists() else []
             environment = {**os.environ, **dict.fromkeys(BLAS_VARIABLES, str(self.threads))}
             log = self.work_dir / f"{variant}-{seed}.log"
@@ -155,6 +161,12 @@ class Ablation:
             if status:
                 raise InputError(f"{shlex.join(command)}: ended with status {status}; see {log}")
         return self._figures(variant, seed)
+
+    def _is_finished(self, folder: RunFolder) -> bool:
+        if not folder.result.exists():
+            return False
+        result = json.loads(folder.result.read_text(encoding="utf-8"))
+        return bool(result["configuration"]["train"]["epochs"] == self.epochs)
 
     def _figures(self, variant: str, seed: int) -> dict[str, Any]:
         folder = self.run_folder(variant, seed)

@@ -342,12 +342,25 @@ def test_an_ablation_is_made_of_ordinary_runs_and_goes_on_with_them(
     assert ablation.main([*small_text, "--epochs", "2", "--variants", "awd"]) == 0
     assert (tmp_path / "work" / "awd-0" / "metrics.jsonl").read_bytes() == made
     for other, message in (
-        (["--epochs", "3"], "made with epochs = 2, not 3"),
+        (["--epochs", "1"], "made with epochs = 2, not 1"),
+        (["--epochs", "3", "--set", "schedule=cosine"], "made with schedule = fixed, not cosine"),
         (["--tokens", "500"], "another text"),
         (["--score-tokens", "100"], "another text"),
     ):
         with pytest.raises(InputError, match=message):
             ablation.main([*small_text, "--epochs", "2", "--variants", "awd", *other])
+
+
+def test_an_ablation_of_more_epochs_goes_on_as_if_there_had_been_as_many_at_once(small_text, tmp_path):
+    command, work, curves = [*small_text, "--variants", "awd"], tmp_path / "work", []
+    for epochs in ("1", "3"):
+        assert ablation.main([*command, "--epochs", epochs]) == 0
+    for folder in (work, tmp_path / "at once"):
+        out = tmp_path / "out.json"
+        assert ablation.main([*command, "--epochs", "3", "--work-dir", str(folder), "--out", str(out)]) == 0
+        curves.append(json.loads(out.read_text())["runs"][0]["curve"])
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 3
 
 
 def test_the_splits_of_an_ablation_end_with_the_line_that_fills_them(small_text, tmp_path):
