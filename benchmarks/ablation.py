@@ -105,6 +105,8 @@ class Ablation:
     ) -> None:
         self.data, self.work_dir, self.epochs = data, work_dir, epochs
         self.settings, self.threads = settings, threads
+        self._begun: list[subprocess.Popen[bytes]] = []
+        self._stopped = False
 
     def command(self, variant: str, seed: int) -> list[str]:
         """What follows `python` in the command that makes the run."""
@@ -157,10 +159,19 @@ class Ablation:
             log = self.work_dir / f"{variant}-{seed}.log"
             with open(log, "ab") as output:
                 arguments = [sys.executable, *command, *resume]
-                status = subprocess.run(arguments, stdout=output, stderr=output, env=environment).returncode
-            if status:
+                child = subprocess.Popen(arguments, stdout=output, stderr=output, env=environment)
+                self._begun.append(child)
+                if self._stopped:  # while this one began
+                    child.terminate()
+            if status := child.wait():
                 raise InputError(f"{shlex.join(command)}: ended with status {status}; see {log}")
         return self._figures(variant, seed)
+
+    def stop(self) -> None:
+        """Let the runs under way save and end; the same command goes on with them."""
+        self._stopped = True
+        for child in self._begun:
+            child.terminate()
 
     def _is_finished(self, folder: RunFolder) -> bool:
         if not folder.result.exists():
@@ -185,6 +196,24 @@ class Ablation:
             "curve": [(row["tokens"], row["perplexity"]) for row in scores],
             "command": "python " + shlex.join(self.command(variant, seed)),
         }
+
+
+def make_runs(ablation: Ablation, wanted: list[tuple[str, int]], jobs: int) -> list[dict[str, Any]]:
+    """The figures of all runs, `jobs` of them made at a time; if one fails, or at a signal, none goes on."""
+    rows = []
+    with ThreadPoolExecutor(jobs) as pool, progress(len(wanted), "training", "runs") as bar:
+        try:
+            for run in [pool.submit(ablation.run, variant, seed) for variant, seed in wanted]:
+                row = run.result()
+                rows.append(row)
+                best = f"best validation perplexity {row['best_valid_perplexity']:.1f}"
+                bar.message(f"{_words(row['variant'])}, seed {row['seed']}: {best}, {row['seconds']:,.0f} s")
+                bar.update(1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            ablation.stop()
+            raise
+    return rows
 
 
 def cut_text(data: Path, tokens: int, score_tokens: int, min_count: int, folder: Path) -> Path:
@@ -304,18 +333,7 @@ def main(argv: list[str] | None = None) -> int:
     ablation = Ablation(data, options.work_dir, options.epochs, settings, threads)
     wanted = [(variant, seed) for seed in range(options.seeds) for variant in options.variants]
     ablation.check_runs(wanted)
-    with (
-        ThreadPoolExecutor(options.jobs) as pool,
-        progress(len(wanted), "training", "runs") as bar,
-    ):
-        waiting = [pool.submit(ablation.run, variant, seed) for variant, seed in wanted]
-        rows = []
-        for run in waiting:
-            row = run.result()
-            rows.append(row)
-            best = f"best validation perplexity {row['best_valid_perplexity']:.1f}"
-            bar.message(f"{_words(row['variant'])}, seed {row['seed']}: {best}, {row['seconds']:,.0f} s")
-            bar.update(1)
+    rows = make_runs(ablation, wanted, options.jobs)
     summary = summarize(rows)
     if options.plot:
         draw(summary, options.title, options.plot)

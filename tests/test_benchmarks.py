@@ -363,6 +363,16 @@ def test_an_ablation_of_more_epochs_goes_on_as_if_there_had_been_as_many_at_once
     assert len(curves[0]) == 3
 
 
+def test_an_ablation_whose_run_fails_stops_the_others(tmp_path, monkeypatch):
+    runs = ablation.Ablation(Path("text.h5"), tmp_path, 1, {}, 1)
+    program = {"awd": "raise SystemExit(3)"}
+    endless = "import time; time.sleep(600)"
+    monkeypatch.setattr(runs, "command", lambda variant, seed: ["-c", program.get(variant, endless)])
+    with pytest.raises(InputError, match="ended with status 3; see .*awd-0.log"):
+        ablation.make_runs(runs, [(variant, 0) for variant in ablation.VARIANTS], 2)
+    assert len(list(tmp_path.glob("*.log"))) <= 3
+
+
 def test_the_splits_of_an_ablation_end_with_the_line_that_fills_them(small_text, tmp_path):
     ablation.cut_text(tmp_path, 25, 10, 1, tmp_path / "cut")
     for split, lines in (("train", 3), ("valid", 2), ("test", 2)):  # of nine tokens each, <eos> counted
