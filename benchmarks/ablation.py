@@ -293,29 +293,35 @@ def table(summary: list[dict[str, Any]]) -> str:
 
 
 def _words(variant: str) -> str:
-    return variant.replace("-", " ")
+    return {"awd": "the recipe", "no-ar-tar": "no AR and TAR"}.get(variant, variant.replace("-", " "))
 
 
 def draw(summary: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Curves of the validation perplexity on the left, the best of each variant on the right."""
+    """Curves of the validation perplexity on the left; on the right how far the best is from the recipe's."""
     ordered = sorted(summary, key=lambda row: row["best_valid_perplexity"])
-    names = [_words(row["variant"]) for row in ordered]
     best = [row["best_valid_perplexity"] for row in ordered]
-    colours = [f"C{index % 10}" for index in range(len(ordered))]
+    recipe = next((row["best_valid_perplexity"] for row in summary if row["variant"] == "awd"), best[0])
     with styled_figure(11, 4.6) as figure:
-        curves, bars = figure.subplots(1, 2, width_ratios=(3, 2))
-        for row, name, colour in zip(ordered, names, colours, strict=True):
+        curves, changes = figure.subplots(1, 2, width_ratios=(3, 2))
+        for index, row in enumerate(ordered):
             tokens, perplexities = np.array(row["curve"]).T
-            width = 2 if row["variant"] in EMPHASIZED else 1
-            curves.plot(tokens / 1e6, perplexities, color=colour, linewidth=width, label=name)
+            style = {"color": f"C{index % 10}", "linewidth": 2 if row["variant"] in EMPHASIZED else 1}
+            dashes = "-" if index < 10 else "--"  # there are ten colours
+            curves.plot(tokens / 1e6, perplexities, dashes, label=_words(row["variant"]), **style)
+            changes.plot([recipe, best[index]], [index, index], dashes, **style)
+            changes.plot(best[index], index, "o", color=style["color"])
+            changes.annotate(
+                f"{best[index]:.1f}", (best[index], index), (0, 5), textcoords="offset points",
+                ha="center", fontsize=8,
+            )  # fmt: skip
         curves.set(xlabel="million tokens", ylabel="validation perplexity")
         curves.set_ylim(best[0] * 0.95, max(best[0] * 2, best[-1] * 1.1))
         curves.legend(fontsize=7, frameon=False, ncols=2)
-        bars.barh(names[::-1], best[::-1], color=colours[::-1])
-        bars.set(xlim=(best[0] * 0.9, best[-1] * 1.06), xlabel="best validation perplexity")
-        bars.grid(visible=False)
-        for index, value in enumerate(best[::-1]):
-            bars.text(value, index, f" {value:.1f}", va="center", fontsize=8)
+        changes.axvline(recipe, color="grey", linewidth=1)
+        changes.set_yticks(range(len(ordered)), [_words(row["variant"]) for row in ordered])
+        changes.set_ylim(len(ordered) - 0.5, -0.8)
+        changes.margins(x=0.12)
+        changes.set(xlabel="best validation perplexity")
         figure.suptitle(title)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
