@@ -214,6 +214,7 @@ def test_the_command_scores_by_the_zero_protocol(run, ranks):
     [
         (["--batch-size", "0"], "--batch-size: must be at least 1; got 0"),
         (["--window", "-3"], "--window: must be at least 1; got -3"),
+        (["--unaveraged"], "--unaveraged: needs --checkpoint latest, the only one that keeps both; got best"),
         (["--protocol", "warm"], "argument --protocol: invalid choice: 'warm'"),
         (["--pointer", "--dynamic"], "--pointer and --dynamic: cannot be combined"),
         (["--pointer", "--protocol", "zero"], "--protocol zero: does not act with --pointer"),

@@ -163,7 +163,7 @@ def test_epochs_without_end_are_counted_at_once():
     assert total_steps(TrainConfig(batch_size=4, window=6, epochs=10**12), 250) == 42 * 10**12
 
 
-def test_the_average_is_what_is_validated_kept_and_loaded(text, here):
+def test_the_average_is_what_is_validated_kept_and_loaded(text, here, capsys):
     run = here / "averaged"
     rows = train_here(text, run, "awd", "--max-steps", "60")
     latest, best = (arrays_of(run / "checkpoints" / f"{name}.h5") for name in ("latest", "best"))
@@ -181,6 +181,15 @@ def test_the_average_is_what_is_validated_kept_and_loaded(text, here):
     assert not any(name.startswith("optimizer") for name in best)
     model, *_ = load_trained(run, "latest")
     np.testing.assert_array_equal(model.flat_parameters, latest["optimizer/average"])
+    model, *_ = load_trained(run, "latest", averaged=False)
+    np.testing.assert_array_equal(model.flat_parameters, latest["parameters"])
+    scored = []
+    for more in ([], ["--unaveraged"]):
+        capsys.readouterr()
+        train.evaluate.main([str(run), "--checkpoint", "latest", "--split", "valid", "--json", *more])
+        scored.append(json.loads(capsys.readouterr().out)["loss"])
+    assert scored[0] == pytest.approx(losses[60], rel=1e-6)
+    assert abs(scored[1] - scored[0]) > 1e-4
 
 
 def test_the_turn_to_averaging_is_told_once(text, here, capsys):

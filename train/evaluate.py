@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     communicator = get_communicator()
     score = _scorer(args, communicator)  # what is wrong with the flags is told before anything is read
     device = open_device(args.device, "float32", launcher(), share_gpus=True)
-    model, config, vocabulary, facts = load_trained(args.run, args.checkpoint)
+    model, config, vocabulary, facts = load_trained(args.run, args.checkpoint, averaged=not args.unaveraged)
     model.move_to(device.xp)
     args.window = args.window or config.train.evaluation_window  # as the run itself scored
     data, min_count = args.data or config.train.data, config.train.min_count or None
@@ -221,6 +221,11 @@ def _parser() -> Parser:
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run")
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
     parser.add_argument("--checkpoint", choices=(BEST, LATEST), default=BEST, help="default: best")
+    parser.add_argument(
+        "--unaveraged",
+        action="store_true",
+        help="with --checkpoint latest: the weights that NT-ASGD's last step left, not their average",
+    )
     parser.add_argument("--data", metavar="NAME", help="default: the data that the run was trained on")
     parser.add_argument(
         "--protocol",
@@ -247,9 +252,14 @@ def _parser() -> Parser:
 def _scorer(args: argparse.Namespace, communicator: Communicator) -> Score:
     """What the flags ask for; an InputError where they contradict each other."""
     from train import cache_pointer, dynamic_evaluation
+    from train.run_folder import LATEST
 
     if args.pointer and args.dynamic:
         raise InputError("--pointer and --dynamic: cannot be combined; leave one of them out")
+    if args.unaveraged and args.checkpoint != LATEST:
+        raise InputError(
+            f"--unaveraged: needs --checkpoint {LATEST}, the only one that keeps both; got {args.checkpoint}"
+        )
     mode = "pointer" if args.pointer else "dynamic" if args.dynamic else None
     _refuse_idle_flags(args, mode)
     for name in ("batch_size", "window"):
