@@ -7,7 +7,7 @@ from typing import NoReturn
 from autograd.command import INPUT_ERROR_STATUS, outcome
 from autograd.errors import InputError
 from train.communicator import describe_rank, end_all_ranks, get_communicator
-from train.signals import end_on_sigterm
+from train.signals import end_at_once, end_in_order, hear_no_more
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -16,15 +16,22 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     On many ranks every end but a good one ends all of them, whichever rank it began on: ranks that wait
     for each other must not outlive one another.
     """
-    end_on_sigterm()
+
+    def main_in_order() -> int | None:
+        end_in_order()
+        return main()
+
+    end_at_once()
     try:
         get_communicator()  # joined before anything can fail: a failing rank must be able to end the others
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(INPUT_ERROR_STATUS)
-    message, status = outcome(main, where=_rank_if_not_root)
+    message, status = outcome(main_in_order, where=_rank_if_not_root)
     if status == 0:
+        end_at_once()
         sys.exit(0)
+    hear_no_more()
     end_all_ranks(message, status)
 
 
