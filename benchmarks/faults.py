@@ -25,9 +25,15 @@ from train.run_folder import BEST, LATEST, RunFolder
 from train.threads import BLAS_VARIABLES
 
 ROOT = Path(__file__).resolve().parent.parent
-KNOBS = {**TINY, "epochs": 1_000_000, "save_every": 7, "evaluate_every": 20}
+KNOBS: dict[str, Any] = {
+    **TINY,
+    "epochs": 1_000_000,
+    "save_every": 7,
+    "evaluate_every": 20,
+    "rank_timeout": 60,  # a busy machine may leave a rank without a core for long
+}
 """A tiny model with dropouts, a carried state, and a checkpoint every few milliseconds."""
-_PATIENCE = 120.0  # seconds after which a run that does not end counts as hung
+_PATIENCE = 300.0  # seconds after which a run that does not end counts as hung
 _TIMES = {"seconds", "tokens_per_second"}  # what no two runs have alike
 
 
