@@ -32,10 +32,11 @@ train: $(VENV)/installed-train
 	$(PY) -m train.plot $(RUN)
 	$(PY) -m train.generate $(RUN) --prompt "The function returns" --temperature 0.7
 
+# One BLAS thread for each of the processes that test: more would only spin while they wait for each other.
 test: $(VENV)/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest --numprocesses auto --dist worksteal
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist worksteal
 
 # The short form of the first is among the tests. The soak takes some minutes more than MINUTES: its end is made up for.
 chaos: $(VENV)/installed-train

@@ -22,7 +22,7 @@ def run_ranks(
     code_or_module: str,
     *arguments: str,
     timeout: float = 60,
-    env: dict[str, str] | None = None,
+    env: dict[str, str | None] | None = None,
     plots: bool = False,
 ) -> subprocess.CompletedProcess:
     """Run what `start_ranks` starts to its end; kills it and fails the test after `timeout` seconds."""
@@ -42,7 +42,7 @@ def start_ranks(
     ranks: int,
     code_or_module: str,
     *arguments: str,
-    env: dict[str, str] | None = None,
+    env: dict[str, str | None] | None = None,
     plots: bool = False,
 ) -> subprocess.Popen:
     """Start code (`python -c`) or a module named with dots (`python -m`) on some ranks; 1 needs no launcher.
@@ -84,8 +84,12 @@ def find_mpirun() -> str:
     return found
 
 
-def rank_environment(changes: dict[str, str] | None = None) -> dict[str, str]:
-    """The environment of a fresh run: the project importable, no launcher's or BLAS's variables."""
+def rank_environment(changes: dict[str, str | None] | None = None) -> dict[str, str]:
+    """The environment of a fresh run: the project importable, no launcher's variables, one thread for BLAS.
+
+    More of them would spin beside the other tests' while they wait for each other. A change to None takes a
+    variable out.
+    """
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -99,4 +103,5 @@ def rank_environment(changes: dict[str, str] | None = None) -> dict[str, str]:
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     }
     path = os.pathsep.join(filter(None, [str(ROOT), inherited.get("PYTHONPATH")]))
-    return {**inherited, **open_mpi, "PYTHONPATH": path, **(changes or {})}
+    given = {**inherited, **open_mpi, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", **(changes or {})}
+    return {name: value for name, value in given.items() if value is not None}

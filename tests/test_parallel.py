@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -26,9 +27,18 @@ class FakeBlas:
         self.told.append(number)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def three_threads(monkeypatch):
-    monkeypatch.setattr(parallel, "num_threads", lambda: 3)
+    """As if BLAS had been given three, whatever the cores of this machine and the threads of this process."""
+    blas, given = parallel._blas()
+    monkeypatch.setattr(parallel, "_blas", lambda: (blas, 3))
+    with ThreadPoolExecutor(3, thread_name_prefix="autograd") as pool:
+        monkeypatch.setattr(parallel, "_pool", lambda: pool)
+        if blas is not None:
+            blas.set_num_threads(3)
+        yield
+        if blas is not None:
+            blas.set_num_threads(given)
 
 
 # --- split_range ---
@@ -146,7 +156,7 @@ def test_a_part_sees_the_callers_settings():
 @pytest.mark.parametrize("shape", [(1, 1, 1), (0, 3, 2), (3, 0, 2), (15, 4, 3), (33, 5, 7), (100, 20, 30)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("large", [False, True])
-def test_matmul_rows_is_the_product(shape, dtype, large, monkeypatch, three_threads):
+def test_matmul_rows_is_the_product(shape, dtype, large, monkeypatch):
     monkeypatch.setattr(parallel, "MIN_PARALLEL_PRODUCT", 0 if large else MIN_PARALLEL_PRODUCT)
     m, k, n = shape
     rng = np.random.default_rng(0)

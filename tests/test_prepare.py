@@ -103,6 +103,16 @@ def test_thousands_of_ties_are_broken_by_first_appearance(tmp_path):
         assert corpus.vocabulary.words == [*by_frequency, "<unk>"]
 
 
+def test_as_many_words_as_wikitext_103_has_are_read_again(tmp_path):
+    """HDF5 2.0.0 writes some 80,000 texts in one call into a file that it cannot read."""
+    words = [f"w{number}" for number in range(270_000)]
+    text = "\n".join(" ".join(words[start : start + 1000]) for start in range(0, len(words), 1000))
+    path = prepare(write_wikitext(tmp_path / "text", train=text.encode()), tmp_path / "tokens.h5")
+    with open_corpus(path) as corpus:
+        assert len(corpus.vocabulary) == len({*words, "<eos>", "<unk>"})
+        assert set(words) < set(corpus.vocabulary.words)
+
+
 def test_unk_is_there_even_if_no_text_needs_it(tmp_path):
     path = prepare(write_wikitext(tmp_path / "text", b"a b\n", b"a\n", b"b\n"), tmp_path / "tokens.h5")
     with open_corpus(path) as corpus:

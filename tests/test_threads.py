@@ -23,6 +23,7 @@ SLURM = {
     "SLURM_NODEID": "1",
     "SLURM_STEP_TASKS_PER_NODE": "4,3",
 }
+OPEN = dict.fromkeys(BLAS_VARIABLES)  # nothing is chosen by who starts the ranks
 SHOW = "import json, os, sys, train\nassert 'numpy' not in sys.modules\n"
 SHOW += f"print(json.dumps([os.environ.get(name) for name in {BLAS_VARIABLES}]))"
 
@@ -73,11 +74,11 @@ def test_there_is_at_least_one_core():
 
 def test_import_train_decides_before_numpy_is_loaded():
     chosen = str(cores_per_rank({}))
-    assert json.loads(run_ranks(1, SHOW).stdout) == [chosen] * 3
+    assert json.loads(run_ranks(1, SHOW, env=OPEN).stdout) == [chosen] * 3
 
 
 def test_many_ranks_have_one_thread_each():
-    result = run_ranks(4, SHOW.replace("print(", "sys.stdout.write(").replace("]))", "]) + '\\n')"))
+    result = run_ranks(4, SHOW.replace("print(", "sys.stdout.write(").replace("]))", "]) + '\\n')"), env=OPEN)
     share = str(max(1, threads._cores() // 4))
     assert [json.loads(line) for line in result.stdout.splitlines()] == [[share] * 3] * 4, result.stderr
 
@@ -85,7 +86,7 @@ def test_many_ranks_have_one_thread_each():
 @pytest.mark.parametrize("name", BLAS_VARIABLES)
 def test_the_users_choice_is_left_alone(name):
     expected = ["3" if other == name else None for other in BLAS_VARIABLES]
-    assert json.loads(run_ranks(1, SHOW, env={name: "3"}).stdout) == expected
+    assert json.loads(run_ranks(1, SHOW, env={**OPEN, name: "3"}).stdout) == expected
 
 
 def test_our_choice_is_not_taken_for_the_users_by_a_child_process(monkeypatch):
@@ -105,12 +106,12 @@ def test_our_choice_is_not_taken_for_the_users_by_a_child_process(monkeypatch):
 
 def test_nothing_is_done_once_numpy_is_loaded():
     code = SHOW.replace("train\n", "numpy, train\n").replace("assert 'numpy' not", "assert 'numpy'")
-    assert json.loads(run_ranks(1, code).stdout) == [None] * 3
+    assert json.loads(run_ranks(1, code, env=OPEN).stdout) == [None] * 3
 
 
 def test_numpys_blas_obeys():
     pytest.importorskip("threadpoolctl")
     code = "import train, numpy\nfrom threadpoolctl import threadpool_info\n"
     code += "print([library['num_threads'] for library in threadpool_info()])"
-    environment = {"PMI_RANK": "0", "PMI_SIZE": "1000"}  # more ranks than cores on any node
+    environment = {**OPEN, "PMI_RANK": "0", "PMI_SIZE": "1000"}  # more ranks than cores on any node
     assert run_ranks(1, code, env=environment).stdout == "[1]\n"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 16  # token ids in one chunk of the file
 _BLOCK = 1 << 20  # token ids renumbered at a time
+_WORDS_AT_ONCE = 4096  # that are written: HDF5 2.0.0 tears a file that is given some 80,000 texts in one call
 _MARGIN = 1 << 25  # bytes of disk left free: for the vocabulary, and for what others write meanwhile
 _RULES = "words between white space, case kept, <eos> ends each line"
 
@@ -203,7 +204,7 @@ def _write(target: Path, source: Source, min_count: int) -> Path:
             words = WordIds()
             sources = _write_provisional_ids(file, splits, words)
             ranking = words.rank(min_count)
-            file["vocabulary"] = np.array(ranking.words, dtype=h5py.string_dtype())
+            _write_words(file, ranking.words)
             file["counts"] = ranking.counts
             outside = {split: _renumber(file[split], ranking) for split in SPLITS}
             for name, value in (
@@ -216,6 +217,14 @@ def _write(target: Path, source: Source, min_count: int) -> Path:
             file.attrs["version"] = VERSION
             file.attrs["complete"] = True
     return target
+
+
+def _write_words(file: "h5py.File", words: list[bytes]) -> None:
+    import h5py
+
+    dataset = file.create_dataset("vocabulary", (len(words),), h5py.string_dtype())
+    for start in range(0, len(words), _WORDS_AT_ONCE):
+        dataset[start : start + _WORDS_AT_ONCE] = words[start : start + _WORDS_AT_ONCE]
 
 
 def _write_provisional_ids(
