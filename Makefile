@@ -37,7 +37,7 @@ test: $(VENV)/installed-test
 	$(PY) -m mypy
 	$(PY) -m pytest --numprocesses auto --dist worksteal
 
-# The short form of the first is among the tests. MINUTES of soaking take twice as many: the twin comes after.
+# The short form of the first is among the tests. The soak takes some minutes more than MINUTES: its end is made up for.
 chaos: $(VENV)/installed-train
 	$(PY) -m benchmarks.chaos --kills $(KILLS) --out benchmarks/results/chaos.json --docs docs/reliability.md
 

@@ -40,15 +40,33 @@ def backward(
         if not root.requires_grad:
             raise RuntimeError("backward: the root depends on nothing that requires a gradient")
         return
-    waiting = _count_uses(root.creator)
+    with _DeferredGradients() as deferred:
+        _run(root.creator, {root.node: gradient}, retain_graph, on_complete, deferred)
+    for leaf in deferred.untold:
+        if on_complete:
+            on_complete(leaf)
+
+
+def _run(
+    last: Function,
+    gradients: dict[Node, Any],
+    retain_graph: bool,
+    on_complete: Callable[[Variable], None] | None,
+    deferred: _DeferredGradients,
+) -> None:
+    """The pass itself, from the function that made the root; `gradients` holds the root's."""
+    waiting = _count_uses(last)
     leaves = _count_leaf_uses(waiting) if on_complete else {}
-    gradients: dict[Node, Any] = {root.node: gradient}
-    ready = [root.creator]
+    ready = [last]
     detecting = is_detecting_anomaly()
     while ready:
         function = ready.pop()
         function.begin_backward(retain_graph)
-        grads = _input_gradients(function, gradients)
+        deferred.finish(function.inputs)
+        try:
+            grads = _input_gradients(function, gradients)
+        finally:
+            deferred.add(function)
         if detecting:
             check_backward(function, grads)
         for node, grad in grads:
@@ -58,7 +76,7 @@ def backward(
                     check_sum(function, node, total)
             if node in leaves and on_complete:
                 leaves[node] -= 1
-                if leaves[node] == 0 and node.owner is not None:
+                if leaves[node] == 0 and node.owner is not None and not deferred.holds(node):
                     on_complete(node.owner)
             if node.creator is not None:
                 waiting[node.creator] -= 1
@@ -67,6 +85,58 @@ def backward(
                     ready.append(node.creator)
         if not retain_graph:
             function.release()
+
+
+class _DeferredGradients:
+    """What functions have left to idle threads in this pass (`Function.defer`); leaving it, all is done.
+
+    Attributes:
+        untold: leaves whose gradient was complete but for what is deferred: who waits for them is told after
+            the pass, in this order.
+    """
+
+    def __init__(self) -> None:
+        self.untold: list[Variable] = []
+        self._functions: list[Function] = []
+        self._by_node: dict[Node, Function] = {}
+
+    def __enter__(self) -> _DeferredGradients:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        for function in self._functions:
+            if error is None:
+                self._finish(function)
+            elif function.deferred:
+                function.deferred.cancel()
+
+    def add(self, function: Function) -> None:
+        """Take charge of what the function has just deferred, if anything."""
+        if function.deferred:
+            self._functions.append(function)
+            for index in function.deferred.indices:
+                self._by_node[function.inputs[index]] = function
+
+    def finish(self, nodes: Iterable[Node]) -> None:
+        """Wait for the gradients of these variables, which somebody is about to touch."""
+        for node in nodes:
+            if node in self._by_node:
+                self._finish(self._by_node[node])
+
+    def holds(self, node: Node) -> bool:
+        """Whether this leaf's gradient is not complete yet; then it is noted as untold."""
+        if node not in self._by_node:
+            return False
+        if node.owner is not None:
+            self.untold.append(node.owner)
+        return True
+
+    def _finish(self, function: Function) -> None:
+        if function.deferred:
+            with function_span(function, "backward", " (deferred)"):
+                function.deferred.finish()
+            function.deferred = None
+        self._by_node = {node: other for node, other in self._by_node.items() if other is not function}
 
 
 def _root_gradient(root: Variable, gradient: Any) -> Any:

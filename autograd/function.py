@@ -6,13 +6,15 @@ import functools
 import inspect
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from autograd.anomaly import check_forward
 from autograd.backend import accumulation_dtype, get_array_module
+from autograd.deferred import Deferred
 from autograd.errors import DtypeError, ShapeError
 from autograd.mode import is_backprop_enabled, is_detecting_anomaly
+from autograd.parallel import num_threads
 from autograd.profile import function_span
 from autograd.variable import Node, Variable, as_variable
 
@@ -128,6 +130,7 @@ class Function:
         """Called before each `backward`: are the saved arrays needed again? No target is written yet."""
         self.saved_is_needed_again = retain_graph
         self._targets: dict[int, Any] = {}
+        self.deferred: Deferred | None = None
 
     def save(self, *arrays: Any) -> None:
         """Keep arrays for `backward`; they are released after it unless the graph is retained."""
@@ -182,6 +185,26 @@ class Function:
             self._targets[index] = get_array_module(like).empty(node.shape, like.dtype)
         return self._targets[index], unwritten
 
+    def defer(
+        self,
+        indices: tuple[int, ...],
+        work: Callable[[Any], object],
+        parts: Sequence[Any],
+        last: Callable[[], object],
+    ) -> None:
+        """For `backward`: work(part) for all parts, then last(), complete the gradients of these inputs.
+
+        They are built in the arrays that `grad_target` gave, which `backward` returns. Where those belong to
+        leaves of the graph, idle threads do the work while the pass goes on, and it ends before anybody else
+        touches them; else it is done at once. Each part writes to memory of its own; the bits are the same.
+        """
+        deferred = Deferred(work, parts, last, indices)
+        of_leaves = not any(self.inputs[index].creator for index in indices)
+        if num_threads() == 1 or is_detecting_anomaly() or not of_leaves:
+            deferred.finish()
+        else:
+            self.deferred = deferred
+
     def check_shape(self, name: str, shape: tuple[int, ...], expected: tuple[int, ...], because: str) -> None:
         """Raise a ShapeError in the caller's words unless the shape is the expected one."""
         if tuple(shape) != tuple(expected):
@@ -194,3 +217,7 @@ def _parameters(forward: Callable[..., Any]) -> tuple[list[str], str]:
     parameters = list(inspect.signature(forward).parameters.values())[1:]  # without self
     rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
     return [p.name for p in parameters if p.name not in rest], "".join(rest)
+
+
+# Last, for they need the names above: whatever of the engine is loaded first, variables have their operators.
+import autograd.functions  # noqa: E402, F401

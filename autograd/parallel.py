@@ -11,7 +11,7 @@ import contextvars
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -45,21 +45,51 @@ def num_threads() -> int:
     return _blas()[1]
 
 
+def blas_architecture() -> str:
+    """The processor that NumPy's OpenBLAS computes for, by its own name, as "Haswell"; "" of another BLAS."""
+    return getattr(_blas()[0], "architecture", None) or ""
+
+
+def free_threads() -> int:
+    """Threads that have nothing else to do: one, while others do what a function deferred.
+
+    It does not look at how far they have come: the same work is always cut in the same way.
+    """
+    return 1 if _open_regions else num_threads()
+
+
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads(), thread_name_prefix=_THREAD_NAME)
 
 
+_open_regions = 0  # contexts of `single_threaded_blas` that are open
+_regions_lock = threading.Lock()
+
+
 @contextmanager
-def _single_threaded_blas() -> Iterator[None]:
-    blas, given = _blas()
-    if blas is not None:
-        blas.set_num_threads(1)  # takes about a microsecond
+def single_threaded_blas() -> Iterator[None]:
+    """Context in which BLAS has one thread; several may overlap, in whatever order they end."""
+    _count_region(+1)
     try:
         yield
     finally:
-        if blas is not None:
-            blas.set_num_threads(given)
+        _count_region(-1)
+
+
+def _count_region(change: int) -> None:
+    """One region more or less: BLAS has one thread from the first on, and its own again after the last."""
+    global _open_regions
+    blas, given = _blas()
+    with _regions_lock:
+        _open_regions += change
+        if blas is not None and _open_regions == max(change, 0):
+            blas.set_num_threads(1 if change > 0 else given)  # takes about a microsecond
+
+
+def submit(function: Callable[[], Result]) -> Future[Result]:
+    """Let one of our threads call the function when it is free; those that came before go first."""
+    return _pool().submit(function)
 
 
 def run_parts(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
@@ -69,15 +99,50 @@ def run_parts(function: Callable[[Part], Result], parts: Sequence[Part]) -> list
     however the threads are scheduled. The first part runs in the calling thread; the others see its modes
     and its numpy.errstate. All of them have ended when it returns, or raises what a part has raised.
     """
-    if len(parts) == 1 or threading.current_thread().name.startswith(_THREAD_NAME):
-        return [function(part) for part in parts]  # one of our threads must not wait for another
-    with _single_threaded_blas():
+    if len(parts) == 1 or not can_share_work():
+        return [function(part) for part in parts]
+    with single_threaded_blas():
         others = [_pool().submit(contextvars.copy_context().run, function, part) for part in parts[1:]]
         try:
             first = function(parts[0])
         finally:
             wait(others)
         return [first] + [other.result() for other in others]
+
+
+def can_share_work() -> bool:
+    """False in one of our own threads, which must not wait for another: its parts run one after the other."""
+    return not threading.current_thread().name.startswith(_THREAD_NAME)
+
+
+def run_in_step(function: Callable[[Part, Callable[[], object]], object], parts: Sequence[Part]) -> None:
+    """function(part, meet) for all parts side by side; a thread that calls `meet()` waits for all the others.
+
+    All must call it equally often. When one of them raises, so does `meet` in the others, and its exception
+    is the one that arrives.
+
+    Args:
+        parts: no more than `num_threads()`, and one alone where `can_share_work()` is False: each needs a
+            thread that is free for it.
+    """
+    if len(parts) == 1:
+        function(parts[0], lambda: None)
+        return
+    barrier = threading.Barrier(len(parts))
+
+    def run(part: Part) -> BaseException | None:
+        try:
+            function(part, barrier.wait)
+        except threading.BrokenBarrierError:
+            pass  # another's exception tells why
+        except BaseException as error:
+            barrier.abort()
+            return error
+        return None
+
+    for error in run_parts(run, parts):
+        if error is not None:
+            raise error
 
 
 def split_range(size: int, pieces: int, multiple: int = 1) -> list[slice]:

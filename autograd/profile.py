@@ -88,14 +88,14 @@ def span(name: str) -> AbstractContextManager[None]:
     return nullcontext() if recorded is None else recorded.record(name, "span", recorded.innermost)
 
 
-def function_span(function: Any, kind: Kind) -> AbstractContextManager[None]:
-    """The same for a Function's forward or backward; the engine calls it."""
+def function_span(function: Any, kind: Kind, part: str = "") -> AbstractContextManager[None]:
+    """The same for a Function's forward or backward, or for a part of it; the engine calls it."""
     recorded = _profile.get()
     if recorded is None:
         return nullcontext()
     if kind == "forward":
         function.applied_within = recorded.innermost
-    return recorded.record(function.label, kind, function.applied_within)
+    return recorded.record(function.label + part, kind, function.applied_within)
 
 
 def spans_of(name: str, items: Iterable[Item]) -> Iterator[Item]:

@@ -231,3 +231,7 @@ class Parameter(Variable):
 def as_variable(value: Any) -> Variable:
     """The value itself if it is a Variable, else a constant (no gradient) around it."""
     return value if isinstance(value, Variable) else Variable(value, requires_grad=False)
+
+
+# Last, for it needs the names above: it brings the functions along, and with them a variable's operators.
+import autograd.function  # noqa: E402, F401

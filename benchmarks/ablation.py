@@ -5,9 +5,9 @@ a text, then the same with each of its regularisers off in turn, and an LSTM wit
 et al. 2014); each for as many epochs, so that those which over-fit have the time to. Every run is an ordinary
 run of `train.wt103`, whose command is kept beside its figures:
 
-    WORK_DIR/text/           the text: the train split cut at a line's end, valid and test whole
+    WORK_DIR/text/           the text, its splits cut at a line's end where --tokens and --score-tokens say so
     WORK_DIR/VARIANT-SEED/   a run folder each; VARIANT-SEED.log is what it printed. The same command, given
-                             again, goes on where it was stopped
+                             again, goes on where it was stopped; with more --epochs, where it ended
 
 Prints a table of the validation perplexities, and draws them (--plot): the best of each run, and the last,
 which tells how far it over-fits.
@@ -64,15 +64,6 @@ PLAIN_KEEP_PROB = 0.5
 EMPHASIZED = ("awd", "plain-dropout", "no-dropout")
 VARIANTS: dict[str, dict[str, Any]] = {
     "awd": {},
-    "no-weight-dropout": {"recurrent_weight_keep_prob": 1.0},
-    "no-embedding-dropout": {"encoder_emb_keep_prob": 1.0},
-    "no-input-dropout": {"encoder_emb_output_keep_prob": 1.0},
-    "no-hidden-dropout": {"encoder_dp_output_keep_prob": 1.0},
-    "no-output-dropout": {"encoder_last_output_keep_prob": 1.0},
-    "no-ar-tar": {"activation_regularization": 0.0, "temporal_activation_regularization": 0.0},
-    "no-weight-decay": {"weight_decay": 0.0},
-    "no-averaging": {"optimizer": "sgd"},
-    "fixed-windows": {"variable_window": False},
     "plain-dropout": {
         **NO_DROPOUT,
         "activation_dropout": "per_step",
@@ -85,8 +76,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "variable_window": False,
     },
     "no-dropout": NO_DROPOUT,
+    "no-averaging": {"optimizer": "sgd"},
+    "no-weight-dropout": {"recurrent_weight_keep_prob": 1.0},
+    "no-input-dropout": {"encoder_emb_output_keep_prob": 1.0},
+    "no-output-dropout": {"encoder_last_output_keep_prob": 1.0},
+    "no-hidden-dropout": {"encoder_dp_output_keep_prob": 1.0},
+    "no-embedding-dropout": {"encoder_emb_keep_prob": 1.0},
+    "no-ar-tar": {"activation_regularization": 0.0, "temporal_activation_regularization": 0.0},
+    "fixed-windows": {"variable_window": False},
+    "no-weight-decay": {"weight_decay": 0.0},
 }
-"""What each run has other than the recipe."""
+"""What each run has other than the recipe; the most telling first, should the runs be cut short."""
 
 
 class Ablation:
@@ -105,6 +105,8 @@ class Ablation:
     ) -> None:
         self.data, self.work_dir, self.epochs = data, work_dir, epochs
         self.settings, self.threads = settings, threads
+        self._begun: list[subprocess.Popen[bytes]] = []
+        self._stopped = False
 
     def command(self, variant: str, seed: int) -> list[str]:
         """What follows `python` in the command that makes the run."""
@@ -130,6 +132,7 @@ class Ablation:
             if not folder.config.exists():
                 continue
             made = load_run_config(folder.config).to_dict()
+            made["train"]["epochs"] = self._epochs_from(made["train"])
             for section, values in wanted.items():
                 for key, value in values.items():
                     if made[section][key] != value:
@@ -138,6 +141,11 @@ class Ablation:
                             "choose another --work-dir, or the options that it was made with"
                         )
 
+    def _epochs_from(self, made: dict[str, Any]) -> int:
+        """The epochs asked for, where a run with these knobs only has to go on for that; else its own."""
+        can_go_on = made["schedule"] == "fixed" and made["epochs"] < self.epochs
+        return self.epochs if can_go_on else int(made["epochs"])
+
     def run(self, variant: str, seed: int) -> dict[str, Any]:
         """The figures of a run, which is made or finished first if need be; its output goes into a file.
 
@@ -145,16 +153,31 @@ class Ablation:
             InputError: the run's command failed.
         """
         folder, command = self.run_folder(variant, seed), self.command(variant, seed)
-        if not folder.result.exists():
+        if not self._is_finished(folder):
             resume = ["--resume"] if folder.config.exists() else []
             environment = {**os.environ, **dict.fromkeys(BLAS_VARIABLES, str(self.threads))}
             log = self.work_dir / f"{variant}-{seed}.log"
             with open(log, "ab") as output:
                 arguments = [sys.executable, *command, *resume]
-                status = subprocess.run(arguments, stdout=output, stderr=output, env=environment).returncode
-            if status:
+                child = subprocess.Popen(arguments, stdout=output, stderr=output, env=environment)
+                self._begun.append(child)
+                if self._stopped:  # while this one began
+                    child.terminate()
+            if status := child.wait():
                 raise InputError(f"{shlex.join(command)}: ended with status {status}; see {log}")
         return self._figures(variant, seed)
+
+    def stop(self) -> None:
+        """Let the runs under way save and end; the same command goes on with them."""
+        self._stopped = True
+        for child in self._begun:
+            child.terminate()
+
+    def _is_finished(self, folder: RunFolder) -> bool:
+        if not folder.result.exists():
+            return False
+        result = json.loads(folder.result.read_text(encoding="utf-8"))
+        return bool(result["configuration"]["train"]["epochs"] == self.epochs)
 
     def _figures(self, variant: str, seed: int) -> dict[str, Any]:
         folder = self.run_folder(variant, seed)
@@ -175,36 +198,60 @@ class Ablation:
         }
 
 
-def cut_text(data: Path, tokens: int, min_count: int, folder: Path) -> Path:
-    """A text in WikiText form prepared, its train split ending with the line that brings it to `tokens`.
+def make_runs(ablation: Ablation, wanted: list[tuple[str, int]], jobs: int) -> list[dict[str, Any]]:
+    """The figures of all runs, `jobs` of them made at a time; if one fails, or at a signal, none goes on."""
+    rows = []
+    with ThreadPoolExecutor(jobs) as pool, progress(len(wanted), "training", "runs") as bar:
+        try:
+            for run in [pool.submit(ablation.run, variant, seed) for variant, seed in wanted]:
+                row = run.result()
+                rows.append(row)
+                best = f"best validation perplexity {row['best_valid_perplexity']:.1f}"
+                bar.message(f"{_words(row['variant'])}, seed {row['seed']}: {best}, {row['seconds']:,.0f} s")
+                bar.update(1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            ablation.stop()
+            raise
+    return rows
+
+
+def cut_text(data: Path, tokens: int, score_tokens: int, min_count: int, folder: Path) -> Path:
+    """A text in WikiText form prepared, each split ending with the line that brings it to its size.
 
     Args:
         data: a folder with wiki.{train,valid,test}.tokens.
         tokens: of the train split; 0: all.
-        min_count: words seen less often in it become <unk>.
+        score_tokens: of valid and of test, which cost as much as training where the text is short; 0: all.
+        min_count: words seen less often in the train split become <unk>.
         folder: made if need be; a text that lies there already is taken if it is the same.
 
     Returns:
         the prepared file.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for split, size in (("train", tokens), ("valid", score_tokens), ("test", score_tokens)):
+        text, path = _first_lines(_split(data, split), size), _split(folder, split)
+        if path.exists() and path.read_bytes() != text:
+            raise InputError(
+                f"{path}: holds another text than --data, --tokens and --score-tokens say; "
+                "choose another --work-dir"
+            )
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(text)
+    return prepare(folder, folder / "text.h5", min_count=min_count)
+
+
+def _first_lines(path: Path, tokens: int) -> bytes:
+    """The lines until `tokens` words and line ends are reached; 0: the whole text."""
     lines, count = [], 0
-    with open(data / "wiki.train.tokens", encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for line in file:
             lines.append(line)
             count += len(line.split()) + 1  # <eos>
             if tokens and count >= tokens:
                 break
-    for split in ("train", "valid", "test"):
-        text = "".join(lines).encode() if split == "train" else _split(data, split).read_bytes()
-        path = _split(folder, split)
-        if path.exists() and path.read_bytes() != text:
-            raise InputError(
-                f"{path}: holds another text than --data and --tokens say; choose another --work-dir"
-            )
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(text)
-    return prepare(folder, folder / "text.h5", min_count=min_count)
+    return b"".join(lines)
 
 
 def _split(folder: Path, split: str) -> Path:
@@ -246,29 +293,35 @@ def table(summary: list[dict[str, Any]]) -> str:
 
 
 def _words(variant: str) -> str:
-    return variant.replace("-", " ")
+    return {"awd": "the recipe", "no-ar-tar": "no AR and TAR"}.get(variant, variant.replace("-", " "))
 
 
 def draw(summary: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Curves of the validation perplexity on the left, the best of each variant on the right."""
+    """Curves of the validation perplexity on the left; on the right how far the best is from the recipe's."""
     ordered = sorted(summary, key=lambda row: row["best_valid_perplexity"])
-    names = [_words(row["variant"]) for row in ordered]
     best = [row["best_valid_perplexity"] for row in ordered]
-    colours = [f"C{index % 10}" for index in range(len(ordered))]
+    recipe = next((row["best_valid_perplexity"] for row in summary if row["variant"] == "awd"), best[0])
     with styled_figure(11, 4.6) as figure:
-        curves, bars = figure.subplots(1, 2, width_ratios=(3, 2))
-        for row, name, colour in zip(ordered, names, colours, strict=True):
+        curves, changes = figure.subplots(1, 2, width_ratios=(3, 2))
+        for index, row in enumerate(ordered):
             tokens, perplexities = np.array(row["curve"]).T
-            width = 2 if row["variant"] in EMPHASIZED else 1
-            curves.plot(tokens / 1e6, perplexities, color=colour, linewidth=width, label=name)
+            style = {"color": f"C{index % 10}", "linewidth": 2 if row["variant"] in EMPHASIZED else 1}
+            dashes = "-" if index < 10 else "--"  # there are ten colours
+            curves.plot(tokens / 1e6, perplexities, dashes, label=_words(row["variant"]), **style)
+            changes.plot([recipe, best[index]], [index, index], dashes, **style)
+            changes.plot(best[index], index, "o", color=style["color"])
+            changes.annotate(
+                f"{best[index]:.1f}", (best[index], index), (0, 5), textcoords="offset points",
+                ha="center", fontsize=8,
+            )  # fmt: skip
         curves.set(xlabel="million tokens", ylabel="validation perplexity")
         curves.set_ylim(best[0] * 0.95, max(best[0] * 2, best[-1] * 1.1))
         curves.legend(fontsize=7, frameon=False, ncols=2)
-        bars.barh(names[::-1], best[::-1], color=colours[::-1])
-        bars.set(xlim=(best[0] * 0.9, best[-1] * 1.06), xlabel="best validation perplexity")
-        bars.grid(visible=False)
-        for index, value in enumerate(best[::-1]):
-            bars.text(value, index, f" {value:.1f}", va="center", fontsize=8)
+        changes.axvline(recipe, color="grey", linewidth=1)
+        changes.set_yticks(range(len(ordered)), [_words(row["variant"]) for row in ordered])
+        changes.set_ylim(len(ordered) - 0.5, -0.8)
+        changes.margins(x=0.12)
+        changes.set(xlabel="best validation perplexity")
         figure.suptitle(title)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
@@ -278,24 +331,15 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = _parser().parse_args(argv)
     _check(options)
-    data = cut_text(options.data, options.tokens, options.min_count, options.work_dir / "text")
+    data = cut_text(
+        options.data, options.tokens, options.score_tokens, options.min_count, options.work_dir / "text"
+    )
     settings = dict(map(parse_setting, options.settings))
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     ablation = Ablation(data, options.work_dir, options.epochs, settings, threads)
     wanted = [(variant, seed) for seed in range(options.seeds) for variant in options.variants]
     ablation.check_runs(wanted)
-    with (
-        ThreadPoolExecutor(options.jobs) as pool,
-        progress(len(wanted), "training", "runs") as bar,
-    ):
-        waiting = [pool.submit(ablation.run, variant, seed) for variant, seed in wanted]
-        rows = []
-        for run in waiting:
-            row = run.result()
-            rows.append(row)
-            best = f"best validation perplexity {row['best_valid_perplexity']:.1f}"
-            bar.message(f"{_words(row['variant'])}, seed {row['seed']}: {best}, {row['seconds']:,.0f} s")
-            bar.update(1)
+    rows = make_runs(ablation, wanted, options.jobs)
     summary = summarize(rows)
     if options.plot:
         draw(summary, options.title, options.plot)
@@ -305,9 +349,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse what would only be found after hours of training."""
-    for name, least in (("epochs", 1), ("seeds", 1), ("jobs", 1), ("tokens", 0), ("min_count", 1)):
+    at_least = {"epochs": 1, "seeds": 1, "jobs": 1, "tokens": 0, "score_tokens": 0, "min_count": 1}
+    for name, least in at_least.items():
         if getattr(options, name) < least:
-            raise InputError(f"--{name}: expected at least {least}, got {getattr(options, name)}")
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag}: expected at least {least}, got {getattr(options, name)}")
     for split in ("train", "valid", "test"):
         if not _split(options.data, split).is_file():
             raise InputError(f"--data: expected a folder with wiki.{split}.tokens in it; got {options.data}")
@@ -323,6 +369,9 @@ def _parser() -> Parser:
     parser = Parser.documented("python -m benchmarks.ablation", __doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="a text in WikiText form")
     parser.add_argument("--tokens", type=int, default=200_000, metavar="N", help="of the train split; 0: all")
+    parser.add_argument(
+        "--score-tokens", type=int, default=0, metavar="N", help="of valid and of test; default: 0, all"
+    )
     parser.add_argument(
         "--min-count", type=int, default=1, metavar="N", help="rarer words become <unk>; default: 1"
     )

@@ -29,7 +29,8 @@ from typing import Any
 
 from autograd.command import Parser, run
 from autograd.errors import InputError
-from benchmarks.faults import DAMAGES, MOMENTS, Ended, Run, damage, fill_disk, send, write_text
+from benchmarks.faults import DAMAGES, MOMENTS, Ended, Run, damage, fill_disk, send
+from benchmarks.tiny import write_text
 from train.communicator import SingleProcess
 from train.environment import environment
 from train.files import atomic_write

@@ -37,8 +37,8 @@ from train.evaluate import PROTOCOL
 from train.files import exclusive_lock
 from train.log import Progress, progress
 from train.metrics import MetricsLog, read_metrics
+from train.plan import total_steps, windows_of
 from train.prepare import ensure_prepared
-from train.training_run import total_steps, windows_of
 
 SYSTEMS = ("ours", "torch")
 

@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser.documented("python -m benchmarks.evaluation", __doc__)
     add_size_flag(parser)
-    parser.add_argument("--tokens", type=int, default=20_000, metavar="N", help="default: 20,000")
+    parser.add_argument("--tokens", type=int, default=60_000, metavar="N", help="default: 60,000")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument("--against", choices=("torch", "none"), default="none", help="default: none")
     parser.add_argument("--worker", choices=("ours", "torch"), help=argparse.SUPPRESS)

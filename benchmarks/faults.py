@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autograd.errors import InputError
+from benchmarks.tiny import TINY
 from train.checkpoint import DamagedCheckpointError, load_checkpoint, load_newest
 from train.files import earlier_version
 from train.metrics import read_metrics
@@ -25,38 +26,15 @@ from train.threads import BLAS_VARIABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOBS: dict[str, Any] = {
-    "embedding_size": 12,
-    "hidden_size": 16,
-    "num_layers": 2,
-    "encoder_emb_keep_prob": 0.9,
-    "recurrent_weight_keep_prob": 0.8,
-    "encoder_dp_input_keep_prob": 0.7,
-    "encoder_last_output_keep_prob": 0.7,
-    "batch_size": 8,
-    "window": 7,
-    "learning_rate": 0.01,
-    "schedule": "fixed",
-    "warmup_steps": 0,
+    **TINY,
     "epochs": 1_000_000,
-    "evaluation_batch_size": 4,
-    "log_every": 1,
     "save_every": 7,
     "evaluate_every": 20,
+    "rank_timeout": 60,  # a busy machine may leave a rank without a core for long
 }
 """A tiny model with dropouts, a carried state, and a checkpoint every few milliseconds."""
-_PATIENCE = 120.0  # seconds after which a run that does not end counts as hung
+_PATIENCE = 300.0  # seconds after which a run that does not end counts as hung
 _TIMES = {"seconds", "tokens_per_second"}  # what no two runs have alike
-
-
-def write_text(path: Path, lines: int = 300) -> None:
-    """Sentences of a made-up grammar."""
-    rng = random.Random(0)
-    subjects, objects = ("cat", "dog", "bird"), ("fish", "trees", "rain", "songs")
-    text = [
-        f"the {rng.choice(subjects)} likes {rng.choice(objects)} and {rng.choice(objects)} ."
-        for _ in range(lines)
-    ]
-    path.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 class Ended(NamedTuple):

@@ -35,8 +35,8 @@ from train.config import TrainConfig
 from train.device import Host, open_device
 from train.device_step import DeviceStep
 from train.mixed_precision import make_loss_scaler
+from train.plan import make_optimizer
 from train.step import TrainingStep
-from train.training_run import make_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = Size(267_735, 400, 1024, 3, batch_size=112, window=96, steps=20)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import autograd.function
 import minilstm.lstm
 import minilstm.lstm_kernels
 import minilstm.tied_softmax
@@ -57,8 +58,12 @@ def _nothing_beside_the_loop() -> None:
     minilstm.lstm.cut = lambda T, share, parts: [slice(0, T)]
 
 
-def _whole_rows() -> None:
-    minilstm.lstm.batch_parts = lambda x, B, H: [slice(0, B)]
+def _nothing_deferred() -> None:
+    autograd.function.is_detecting_anomaly = lambda: True
+
+
+def _all_units() -> None:
+    minilstm.lstm.unit_parts = lambda x, B, H: [slice(0, H)]
 
 
 def _whole_arrays() -> None:
@@ -72,7 +77,8 @@ LEVERS = {
     "overlap": Lever(
         "products of one half of the steps beside the loop of the other", _nothing_beside_the_loop
     ),
-    "rows on threads": Lever("rows of the batch through all steps on a thread each", _whole_rows),
+    "deferred": Lever("gradients of the decoder on cores that the LSTMs leave idle", _nothing_deferred),
+    "units on threads": Lever("some units of a layer on each thread through all steps", _all_units),
     "pieces": Lever("Adam in pieces that stay in the cache", _whole_arrays),
 }
 

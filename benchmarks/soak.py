@@ -3,8 +3,10 @@
 A run of `train.wt103` on two ranks. In the first two thirds of the time it is killed and resumed again and
 again (SIGKILL, SIGTERM and SIGINT by turns, 50 of them in an hour); then it is left alone, and its memory is
 read every second. What counts is how far each rank's resident memory moves after the first twelfth of the
-whole time (5 minutes of an hour). At the end the run is compared with one of as many steps that nothing
-disturbed, which takes almost as long once more: weights, optimizer, metrics and result to the bit.
+whole time (5 minutes of an hour). Beside it, in the same conditions, trains a twin that nobody disturbs. When
+the time is over both are led to the end of the validation that the twin, which is ahead, comes to next: the
+twin by going on to it, the disturbed run by making up for its kills. There they are compared: weights,
+optimizer, metrics and result to the bit.
 
 The exit status is 1 when the memory moves by more than 2%, or anything differs.
 """
@@ -12,62 +14,68 @@ The exit status is 1 when the memory moves by more than 2%, or anything differs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import shlex
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from autograd.command import Parser, run
 from autograd.errors import InputError
 from benchmarks.chaos import write_table
-from benchmarks.faults import Run, rank_pids, send, write_text
+from benchmarks.faults import Run, rank_pids, send
+from benchmarks.tiny import write_text
+from train.checkpoint import load_checkpoint
 from train.environment import environment
+from train.files import versions
 from train.log import progress
+from train.run_folder import LATEST
 
 MOST_GROWTH = 0.02
 _KILLS_PER_MINUTE = 50 / 60
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _ENDLESS = 10**9  # steps; the clock ends it
-_MORE_STEPS = 100  # made after the last stop, so that both runs end alike
+_EVERY = 1000  # steps between validations; the end is at one, where a run validates whether it goes on or not
+_KNOBS = {"log_every": 100, "save_every": 100, "evaluate_every": _EVERY, "keep_checkpoints": 5}
 _BEGIN, _END = "<!-- made by benchmarks.soak: begin -->", "<!-- made by benchmarks.soak: end -->"
 
 
 def soak(minutes: float, ranks: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Run it, and its undisturbed twin.
+    """Run it, and its undisturbed twin beside it.
 
     Args:
         minutes: of the disturbed run; kills and the time that memory may take to settle are in proportion.
-        ranks: how many.
+        ranks: how many, of each of the two.
         seed: of the moments.
         folder: where the runs are made.
 
     Returns:
         what `table` and the JSON file are made of.
     """
-    text, rng = folder / "text.txt", random.Random(seed)
+    text, where = folder / "text.txt", environment()
     write_text(text)
-    knobs = {"log_every": 100, "save_every": 500, "evaluate_every": 2000}
-    soaked = Run(folder / "soaked", text, ranks, _ENDLESS, **knobs)
-    seconds, kills = minutes * 60, max(1, round(_KILLS_PER_MINUTE * minutes))
-    began = time.monotonic()
-    with progress(kills, "killing", "kills") as display:
-        for kill in range(kills):
-            process = soaked.start()
-            moment = began + seconds * 2 / 3 * (kill + rng.uniform(0.5, 1)) / kills
-            time.sleep(max(0.0, moment - time.monotonic()))
-            send(process, _SIGNALS[kill % len(_SIGNALS)], rng.choice(["one rank", "all ranks"]), rng)
-            soaked.end(process)
-            display.update()
-    memory = _left_alone(soaked, seconds - (time.monotonic() - began), settling=seconds / 12)
-    soaked.steps = soaked.step_saved() + _MORE_STEPS
-    soaked.finish()
-    twin = Run(folder / "twin", text, ranks, soaked.steps, **knobs)
-    twin.finish(patience=600 + 120 * minutes)
+    soaked, twin = (Run(folder / name, text, ranks, _ENDLESS, **_KNOBS) for name in ("soaked", "twin"))
+    kills = max(1, round(_KILLS_PER_MINUTE * minutes))
+    with _running(twin) as undisturbed:
+        _train_beyond(0, twin, undisturbed)  # it prepares the text, for both
+        began = time.monotonic()
+        _kill(soaked, kills, minutes * 60 * 2 / 3, random.Random(seed))
+        seconds = minutes * 60 - (time.monotonic() - began)
+        memory = _left_alone(soaked, seconds, settling=minutes * 60 / 12)
+        end = (max(soaked.step_saved(), twin.step_reached()) // _EVERY + 1) * _EVERY
+        _train_beyond(end, twin, undisturbed)
+        _stop(twin, undisturbed)
+    _go_back(twin, end)
+    soaked.steps = twin.steps = end
+    twin.finish()  # makes no step, but the test and the result that follow the last
+    soaked.finish(patience=600 + 60 * minutes)
     return {
         "minutes": minutes,
         "ranks": ranks,
@@ -77,8 +85,59 @@ def soak(minutes: float, ranks: int, seed: int, folder: Path) -> dict[str, Any]:
         "memory_mb": memory,
         "growth": [_growth(series) for series in memory],
         "differences": soaked.differences(twin),
-        "environment": environment(),
+        "environment": where,
     }
+
+
+@contextlib.contextmanager
+def _running(run: Run) -> Iterator[subprocess.Popen]:
+    """The run's process; it is ended, at the latest, with the block."""
+    process = run.start()
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(InputError):  # it did not end by itself, of course
+                run.end(process, patience=0)
+
+
+def _kill(soaked: Run, kills: int, seconds: float, rng: random.Random) -> None:
+    """Start it and strike it so many times, once in each of as many parts of the time."""
+    began = time.monotonic()
+    with progress(kills, "killing", "kills") as display:
+        for kill in range(kills):
+            process = soaked.start()
+            moment = began + seconds * (kill + rng.uniform(0.5, 1)) / kills
+            time.sleep(max(0.0, moment - time.monotonic()))
+            send(process, _SIGNALS[kill % len(_SIGNALS)], rng.choice(["one rank", "all ranks"]), rng)
+            soaked.end(process)
+            display.update()
+
+
+def _train_beyond(step: int, run: Run, process: subprocess.Popen) -> None:
+    """Wait until it has passed the step."""
+    while run.step_reached() <= step:
+        if process.poll() is not None:
+            raise InputError(f"{run.folder.path}: ended: {run.end(process).stderr[-500:]}")
+        time.sleep(0.1)
+
+
+def _stop(run: Run, process: subprocess.Popen) -> None:
+    """Have it save and stop."""
+    process.send_signal(signal.SIGTERM)
+    ended = run.end(process)
+    if ended.status != 128 + signal.SIGTERM:
+        raise InputError(f"{run.folder.path}: ended with status {ended.status}: {ended.stderr[-500:]}")
+
+
+def _go_back(run: Run, step: int) -> None:
+    """Make the checkpoint that it wrote at the step its latest."""
+    latest = run.folder.checkpoint(LATEST)
+    for path in versions(latest):
+        if load_checkpoint(path)[1]["position"]["step"] == step:
+            path.replace(latest)
+            return
+    raise InputError(f"{run.folder.path}: the checkpoint of step {step} is gone")
 
 
 def _left_alone(soaked: Run, seconds: float, settling: float) -> list[list[float]]:
@@ -95,8 +154,7 @@ def _left_alone(soaked: Run, seconds: float, settling: float) -> list[list[float
                 raise InputError(f"{soaked.folder.path}: ended: {soaked.end(process).stderr[-500:]}")
             if gone > settling:
                 memory.append([_resident_mb(pid) for _, pid in sorted(pids.items())])
-    process.send_signal(signal.SIGTERM)
-    soaked.end(process)
+    _stop(soaked, process)
     return [list(series) for series in zip(*memory, strict=True)]
 
 

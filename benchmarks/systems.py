@@ -14,8 +14,8 @@ from train.batches import Read
 from train.communicator import Communicator, SingleProcess
 from train.config import TrainConfig
 from train.evaluate import evaluate
+from train.plan import make_optimizer
 from train.step import TrainingStep
-from train.training_run import make_optimizer
 
 LOSS_TOLERANCE = 1e-4
 """Nats by which two ways to compute the same loss may differ."""

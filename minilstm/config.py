@@ -124,6 +124,11 @@ class ModelConfig:
                 f"model: num_samples must be at most vocab_size = {self.vocab_size}; got {self.num_samples}; "
                 "draw fewer, or set softmax = 'full'"
             )
+        if self.softmax == "adaptive" and not self.adaptive_bands:
+            raise InputError(
+                "model: softmax = 'adaptive' needs adaptive_bands, the first word of each band after the "
+                "most frequent words; got []; set adaptive_bands = [2000, 10000], say"
+            )
         if self.softmax == "adaptive":
             check_bands(self.adaptive_bands, self.vocab_size, "model: adaptive_bands")
         elif self.adaptive_bands:

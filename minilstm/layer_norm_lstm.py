@@ -21,7 +21,7 @@ from autograd.variable import as_variable
 from minilstm.layer_norm_lstm_cuda import KernelLayerNormLSTM
 from minilstm.lstm import F, O, checked_sizes, local_derivatives, run_backward, run_forward, sigmoid_from_tanh
 from minilstm.lstm_cell import FORGET_BIAS, epsilon_for
-from minilstm.lstm_kernels import RecurrentProduct, batch_parts
+from minilstm.lstm_kernels import Meet, RecurrentProduct, batch_parts
 
 
 class LayerNormLSTM(Function):
@@ -52,7 +52,7 @@ class LayerNormLSTM(Function):
         def project(steps: slice) -> None:
             matmul_rows(x[steps].reshape(-1, x.shape[2]), W_ih.T, out=normal[steps].reshape(-1, 4 * H))
 
-        def run(rows: slice, steps: slice) -> None:
+        def run(rows: slice, steps: slice, meet: Meet) -> None:
             recurrent = xp.empty_like(normal[0, rows])
             workspace = times_W_hh.workspace(len(recurrent))
             scratch = xp.empty((len(recurrent), 4, H), wide)
@@ -98,7 +98,7 @@ class LayerNormLSTM(Function):
         parts = batch_parts(x, B, H)
         times_W_hh = RecurrentProduct(W_hh, rows=-(-B // len(parts)))
 
-        def run(rows: slice, steps: slice) -> None:
+        def run(rows: slice, steps: slice, meet: Meet) -> None:
             dh_t, dc_t = dh[rows], dc[rows]
             through_h, scratch = xp.empty_like(dh_t), xp.empty_like(d_gate_gain[rows])
             mean, workspace = xp.empty_like(scratch[..., :1]), times_W_hh.workspace(len(dh_t))

@@ -20,9 +20,9 @@ from autograd import DtypeError, Function, ShapeError, Variable
 from autograd.backend import get_array_module
 from autograd.functions.linear import column_sums, matmul_into
 from autograd.kernels import use_kernels
-from autograd.parallel import matmul_rows, num_threads, run_parts, split_range
+from autograd.parallel import free_threads, matmul_rows, run_parts, split_range
 from autograd.variable import as_variable
-from minilstm.lstm_kernels import RecurrentProduct, batch_parts, cut, run_beside
+from minilstm.lstm_kernels import Meet, RecurrentProduct, cut, of_units, run_beside, unit_parts
 
 GATES = ("i", "f", "g", "o")
 """Input, forget, candidate, output: how the gates are stacked on axis 0 of the weights (as PyTorch does)."""
@@ -45,31 +45,34 @@ class LSTM(Function):
         c = xp.empty((T + 1, B, H), x.dtype)
         tanh_c = xp.empty((T, B, H), x.dtype)
         h[0], c[0] = h0, c0
-        parts = batch_parts(x, B, H)
-        times_W_hh = RecurrentProduct((W_hh * factor[:, None]).T, rows=-(-B // len(parts)))
+        parts = unit_parts(x, B, H)
 
         def project(steps: slice) -> None:
             z = gates[steps].reshape(-1, 4 * H)
             matmul_rows(x[steps].reshape(-1, x.shape[2]), W_ih_T, out=z)  # (1) but for h
             z += bias
 
-        def run(rows: slice, steps: slice) -> None:
-            recurrent = xp.empty_like(gates[0, rows])
-            workspace = times_W_hh.workspace(len(recurrent))
+        def run(units: slice, steps: slice, meet: Meet) -> None:
+            own_factor, own_shift = (v.reshape(4, H)[:, units] for v in (factor, shift))
+            times_W_hh = RecurrentProduct(of_units(W_hh, units, own_factor).T, rows=B)
+            recurrent = xp.empty((B, *own_factor.shape), x.dtype)
+            out, workspace = recurrent.reshape(B, own_factor.size), times_W_hh.workspace(B)
             for t in range(steps.start, steps.stop):
-                z, tc = gates[t, rows], tanh_c[t, rows]
-                z += times_W_hh(h[t, rows], recurrent, workspace)  # (1)
+                z, tc = gates[t].reshape(B, 4, H)[:, :, units], tanh_c[t, :, units]
+                times_W_hh(h[t], out, workspace)
+                z += recurrent  # (1)
                 xp.tanh(z, out=z)  # (3), and half of (2)
-                z *= factor  # (2)
-                z += shift
-                i, f, g, o = z[:, :H], z[:, H : 2 * H], z[:, 2 * H : 3 * H], z[:, 3 * H :]
-                c_t = xp.multiply(f, c[t, rows], out=c[t + 1, rows])
+                z *= own_factor  # (2)
+                z += own_shift
+                i, f, g, o = z[:, I], z[:, F], z[:, G], z[:, O]
+                c_t = xp.multiply(f, c[t, :, units], out=c[t + 1, :, units])
                 xp.multiply(i, g, out=tc)
                 if mask is not None:
-                    tc *= mask[t, rows]  # (35)
+                    tc *= mask[t, :, units]  # (35)
                 c_t += tc  # (4)
                 xp.tanh(c_t, out=tc)
-                xp.multiply(o, tc, out=h[t + 1, rows])  # (5)
+                xp.multiply(o, tc, out=h[t + 1, :, units])  # (5)
+                meet()  # the next step's product needs all of h
 
         run_forward(T, parts, project, run)
         self.save(x, W_ih, W_hh, gates, h, c, tanh_c)
@@ -84,35 +87,36 @@ class LSTM(Function):
         # Slopes at first, in the gates' own memory; step by step the loop makes gradients of them.
         dz = (gates.copy() if self.saved_is_needed_again else gates).reshape(T, B, 4, H)
         f, o_slope = local_derivatives(dz, c, tanh_c, self.candidate_mask)
-        parts = batch_parts(x, B, H)
-        times_W_hh = RecurrentProduct(W_hh, rows=-(-B // len(parts)))
+        parts = unit_parts(x, B, H)
 
-        def run(rows: slice, steps: slice) -> None:
-            dh_t, dc_t = dh[rows], dc[rows]
-            through_h, workspace = xp.empty_like(dh_t), times_W_hh.workspace(len(dh_t))
+        def run(units: slice, steps: slice, meet: Meet) -> None:
+            times_W_hh = RecurrentProduct(W_hh[:, units], rows=B)
+            dh_t, dc_t = dh[:, units], dc[:, units]
+            through_h, workspace = xp.empty_like(dh_t), times_W_hh.workspace(B)
             for t in reversed(range(steps.start, steps.stop)):
-                dz_t = dz[t, rows]
+                dz_t = dz[t, :, :, units]
                 if dy is not None:
-                    dh_t += dy[t, rows]  # (6)
-                dc_t += xp.multiply(dh_t, o_slope[t, rows], out=through_h)  # (7)
+                    dh_t += dy[t, :, units]  # (6)
+                dc_t += xp.multiply(dh_t, o_slope[t, :, units], out=through_h)  # (7)
                 dz_t[:, :O] *= dc_t[:, None]  # (8)
                 dz_t[:, O] *= dh_t  # (9)
-                dc_t *= f[t, rows]  # (10)
-                times_W_hh(dz_t.reshape(-1, 4 * H), dh_t, workspace)  # (11)
+                dc_t *= f[t, :, units]  # (10)
+                meet()  # the product needs the gradients of all gates
+                times_W_hh(dz[t].reshape(B, 4 * H), dh_t, workspace)  # (11)
 
         dx, dW_ih, dW_hh = run_backward(self, parts, run, dz, x, W_ih, h)
         return dx, dh, dc, dW_ih, dW_hh, column_sums(dz.reshape(T * B, 4 * H))  # (15)
 
 
 def run_forward(
-    T: int, parts: list[slice], project: Callable[[slice], None], run: Callable[[slice, slice], None]
+    T: int, parts: list[slice], project: Callable[[slice], None], run: Callable[[slice, slice, Meet], None]
 ) -> None:
     """All steps forward: `project` makes the inputs' products of some steps, `run` the time loop over them.
 
     Args:
-        parts: of the batch, one a thread.
+        parts: of the units, or of the batch; one a thread.
         project: takes steps.
-        run: takes rows and steps; the steps of one call begin where those of the last one ended.
+        run: takes a part, steps, which begin where those of its last call ended, and what lets threads meet.
     """
     pieces = cut(T, 0.4, parts)
     project(pieces[0])
@@ -123,7 +127,7 @@ def run_forward(
 def run_backward(
     function: Function,
     parts: list[slice],
-    run: Callable[[slice, slice], None],
+    run: Callable[[slice, slice, Meet], None],
     dz: Any,
     x: Any,
     W_ih: Any,
@@ -133,7 +137,7 @@ def run_backward(
 
     Args:
         function: whose inputs 0, 3 and 4 are x, W_ih and W_hh.
-        run: takes rows and steps.
+        run: as for `run_forward`.
         dz: (T, B, 4, H), once it is filled the gradient of x_t W_ihᵀ + h_{t-1} W_hhᵀ.
         h: (T + 1, B, H).
 
@@ -197,7 +201,7 @@ def local_derivatives(gates: Any, c: Any, tanh_c: Any, mask: Any = None) -> tupl
             a[:, :, I] *= mask[steps]  # (36)
             a[:, :, G] *= mask[steps]
 
-    run_parts(run, split_range(len(gates), num_threads() if xp is np else 1))
+    run_parts(run, split_range(len(gates), free_threads() if xp is np else 1))
     return all_f, all_o_slope
 
 

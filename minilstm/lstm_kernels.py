@@ -9,15 +9,33 @@ from typing import Any
 import numpy as np
 
 from autograd.backend import accumulation_dtype, get_array_module, matmul
-from autograd.parallel import num_threads, run_parts, split_range
+from autograd.parallel import (
+    blas_architecture,
+    can_share_work,
+    free_threads,
+    num_threads,
+    run_in_step,
+    run_parts,
+    split_range,
+)
 
 PANEL_WIDTH = 32
 SMALL_PRODUCT = 1_000_000
 """OpenBLAS multiplies without first copying its operands when rows · columns · depth is at most this."""
 MAX_ROWS = 24
 """With more rows the copy pays for itself."""
+PANEL_ARCHITECTURES = ("SkylakeX", "Cooperlake", "SapphireRapids")
+"""For these, with AVX-512, OpenBLAS has kernels that leave the copy out; for others panels only cost."""
 MIN_PARALLEL_WORK = 8_000_000
-"""Flops of one step's recurrent product below which a second thread costs more than it brings."""
+"""Flops of one step's recurrent product below which a second thread for half of the rows costs more than it
+brings."""
+MIN_MEETING_WORK = 40_000_000
+"""The same for threads that meet at every step."""
+
+
+def panels_pay() -> bool:
+    """Whether NumPy's BLAS reads a small panel where it lies."""
+    return blas_architecture() in PANEL_ARCHITECTURES
 
 
 class RecurrentProduct:
@@ -26,8 +44,9 @@ class RecurrentProduct:
     With a handful of rows the time goes into reading W, and a general product reads it three times: once
     to copy it into its own layout, which is what pays for square matrices. Cut into panels of 32 columns
     (and of a depth that divides), each product is small enough for BLAS to use W where it lies; partial
-    sums over the depth are added at the end. On other arrays, or with more rows, it is the plain product.
-    A float16 W is made float32 once, here, and not at every step; only what goes into `out` is rounded.
+    sums over the depth are added at the end. On other arrays or processors, or with more rows, it is the
+    plain product. A float16 W is made float32 once, here, and not at every step; only what goes into `out` is
+    rounded.
 
     Args:
         W: (depth, columns), copied.
@@ -39,10 +58,10 @@ class RecurrentProduct:
         on_cpu = get_array_module(W) is np
         if on_cpu:
             W = W.astype(accumulation_dtype(W.dtype), copy=False)
-        skinny = on_cpu and rows <= MAX_ROWS
+        skinny = on_cpu and rows <= MAX_ROWS and panels_pay()
         splits = _num_splits(W.shape[0], rows) if skinny else None
         self.panels = None if splits is None else _panels(W, splits, as_it_lies=rows <= 16)
-        self.W = get_array_module(W).ascontiguousarray(W) if splits is None else None
+        self.W = W.copy(order="C") if splits is None else None
 
     def workspace(self, rows: int) -> Any:
         """What products with so many rows need besides `out`, made once before a time loop; None: nothing."""
@@ -107,24 +126,49 @@ def batch_parts(x: Any, B: int, H: int) -> list[slice]:
     return split_range(B, num_threads() if worthwhile else 1)
 
 
+def unit_parts(x: Any, B: int, H: int) -> list[slice]:
+    """The units of a layer over x (T, B, I) whose gates and cells each thread computes, step by step.
+
+    Units meet in the recurrent product alone: each thread multiplies by its own share of W_hh, and reads no
+    more of it, but must wait at every step until the others have their share of h, or of the gates.
+    """
+    worthwhile = get_array_module(x) is np and 2 * B * 4 * H * H >= MIN_MEETING_WORK
+    return split_range(H, num_threads() if worthwhile and can_share_work() else 1)
+
+
+def of_units(W: Any, units: slice, factor: Any) -> Any:
+    """The rows of W (4H, I) that belong to these units, times factor (4, units): (4 · units, I)."""
+    own = W.reshape(len(factor), -1, W.shape[1])[:, units] * factor[:, :, None]
+    return own.reshape(-1, W.shape[1])
+
+
 def cut(T: int, share: float, parts: list[slice]) -> list[slice]:
-    """All steps; in two pieces, the first with this share of them, if the time loop leaves a core idle.
+    """All steps; in two pieces, the first with this share of them, if the time loop leaves a core idle that
+    has nothing else to do.
 
     The products with the inputs, or those for the weights, can then be made for one piece while the loop,
     which is too small for two threads, runs over the other.
     """
     middle = round(T * share)
-    if len(parts) > 1 or num_threads() == 1 or not 0 < middle < T:
+    if len(parts) > 1 or free_threads() == 1 or not 0 < middle < T:
         return [slice(0, T)]
     return [slice(0, middle), slice(middle, T)]
 
 
+Meet = Callable[[], object]
+"""What a thread calls to wait for the others of its time loop."""
+
+
 def run_beside(
-    run: Callable[[slice, slice], None],
+    run: Callable[[slice, slice, Meet], None],
     parts: list[slice],
     steps: slice,
     task: Callable[[], Any] | None = None,
 ) -> None:
-    """run(rows, steps) for all parts of the batch, and `task` beside it; all have ended when it returns."""
-    works: list[Callable[[], Any]] = [functools.partial(run, rows, steps) for rows in parts]
-    run_parts(lambda work: work(), works + ([task] if task else []))
+    """run(part, steps, meet) for all parts of a layer; `task` beside the only one; all have ended then."""
+    if task is None:
+        run_in_step(lambda part, meet: run(part, steps, meet), parts)
+        return
+    (part,) = parts
+    works: list[Callable[[], Any]] = [functools.partial(run, part, steps, lambda: None), task]
+    run_parts(lambda work: work(), works)

@@ -145,7 +145,7 @@ class SampledSoftmaxLoss(Function):
             dh = blocks.half_gradients(sums, scale, *drawn, weights=slope)
         slope = slope * scale
         if h.dtype != "float16":
-            dh = blocks.gradients(slope / sums, *drawn)
+            dh, *_ = blocks.gradients(slope / sums, *drawn)
         dh -= slope[:, None] * target_rows  # (70)
         dW = self._scatter(1, ids, drawn_dW, targets, h * -slope[:, None])
         db = self._scatter(2, ids, drawn_db, targets, -slope)

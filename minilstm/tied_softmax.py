@@ -1,8 +1,10 @@
 """The decoder that shares the embedding, and its loss, in blocks of the vocabulary.
 
 The logits of a window, (N, V), are never held: at N = 21,504 and V = 267,735 they would take 23 GB in
-float32. Each block of words is multiplied out twice instead, once for the sums of the softmax and once
-more for the gradients; only what fits in a fixed 32 MB is kept in between, and not multiplied out again.
+float32. One block of them is, of a size that depends on neither: 48 MB. Threads walk through the vocabulary
+in a third of it, a few words each at a time. Each word is multiplied out twice, once for the sums of the
+softmax and once more for the gradients; but for the first ones, whose exponentials stay in the rest of the
+block.
 
 With l = h Wᵀ (without the bias), e = exp(l), and for every row n of h
 
@@ -20,6 +22,8 @@ float16 for their products, and have a scale of their own there: see `SoftmaxBlo
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,10 +37,15 @@ from autograd.mode import is_backprop_enabled, no_backprop_mode
 from autograd.parallel import num_threads, run_parts, split_range
 from autograd.variable import as_variable
 
+Defer = Callable[[Callable[[Any], object], Sequence[Any], Callable[[], object]], None]
+"""`Function.defer` of some inputs: takes work, parts and what comes last."""
 BLOCK_WORDS = 512
-"""Words in a block: wide enough for BLAS to run at its peak, narrow enough for the block to stay in cache."""
+"""Words that a thread multiplies out at a time: many enough for BLAS to run at its peak, few enough for their
+logits to stay in the cache."""
+WORKING_BYTES, LEAST_WORDS = 16 << 20, 64
+"""All threads' logits fit in so many bytes: of many rows, or for many threads, fewer words, down to these."""
 KEPT_BYTES = 32 << 20
-"""The first blocks' exponentials stay for the backward pass while they fit in here, whatever N and V are."""
+"""The first words' exponentials stay for the backward pass while they fit in here, whatever N and V are."""
 SAFE_SUMS = (1e-20, 1e20)
 SAFE_BIAS = 20.0
 """While every S and |b| lie within these, exp needs no shift: what counts in S has e = exp(log S - b ± 16)
@@ -65,7 +74,7 @@ class TiedSoftmaxLoss(Function):
     def backward(self, dloss):
         rows, scored = self.saved
         dW, db = (self.grad_target(index, like) for index, like in ((1, rows.blocks.W), (2, rows.blocks.b)))
-        dh = rows.gradients(dloss / scored.count, dW, db)
+        dh = rows.gradients(dloss / scored.count, dW, db, functools.partial(self.defer, (1, 2)))
         return scored.spread(dh.astype(rows.blocks.h.dtype, copy=False)), dW[0], db[0], None
 
 
@@ -143,12 +152,15 @@ class CrossEntropy:
         if self.blocks.shift is not None:
             self.losses += self.blocks.shift
 
-    def gradients(self, scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool]) -> Any:
+    def gradients(
+        self, scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool], defer: Defer | None = None
+    ) -> Any:
         """scale · d(sum of losses) by h, which is returned, and by W and b.
 
         Args:
             scale: a number.
             dW, db: (array, unwritten) as `Function.grad_target` gives them; written or added to.
+            defer: `Function.defer`, which is asked for what can wait of dW and db; None: all is made at once.
 
         Returns:
             dh (N, E), float32 of float16: others may still be added to it.
@@ -156,10 +168,17 @@ class CrossEntropy:
         h, W, b = self.blocks.h, self.blocks.W, self.blocks.b
         if h.dtype == "float16":
             return self.blocks.half_gradients(self.sums, scale, dW, db, targets=self.targets)
-        dh = self.blocks.gradients(scale / self.sums, dW, db)
+        dh, work, blocks = self.blocks.gradients(scale / self.sums, dW, db, later=defer is not None)
         dh -= scale * W[self.targets]  # the targets' part of (23)
-        add_rows(dW[0], self.targets, h * -scale)  # of (24)
-        db[0][...] -= scale * get_array_module(h).bincount(self.targets, minlength=len(b))  # of (25)
+
+        def add_targets() -> None:
+            add_rows(dW[0], self.targets, h * -scale)  # of (24)
+            db[0][...] -= scale * get_array_module(h).bincount(self.targets, minlength=len(b))  # of (25)
+
+        if defer is None:
+            add_targets()
+        else:
+            defer(work, blocks, add_targets)
         return dh
 
 
@@ -178,7 +197,7 @@ class SoftmaxBlocks:
     def __init__(self, h: Any, W: Any, b: Any, block_size: int = BLOCK_WORDS) -> None:
         self.h, self.W, self.b, self.dtype = h, W, b, accumulation_dtype(h.dtype)
         threads = num_threads() if get_array_module(h) is np else 1
-        self.block_size = block_size
+        self.block_size = words_at_a_time(len(h), threads, self.dtype.itemsize, block_size)
         self.shift: Any = None
         self._kept: dict[int, Any] = {}  # exponentials by the first word of their block
         self.parts = split_range(len(W), threads, multiple=self.block_size)
@@ -217,31 +236,43 @@ class SoftmaxBlocks:
             xp.maximum(highest, logits.max(axis=1), out=highest)
         return highest
 
-    def gradients(self, row_scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool]) -> Any:
-        """The softmax's part of dh (returned), dW and db, without the targets'.
+    def gradients(
+        self, row_scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool], later: bool = False
+    ) -> tuple[Any, Callable[[slice], None], list[slice]]:
+        """The softmax's part of dh, dW and db, without the targets'.
 
         Args:
             row_scale: (N), d(root)/d(loss of the row) / S.
             dW, db: (array, unwritten) as `Function.grad_target` gives them; written or added to.
+            later: leave out dW and db of the blocks of words whose exponentials are kept.
+
+        Returns:
+            dh (N, E); what makes dW and db of a block, and the blocks that were left out.
         """
         xp, scaled_h = get_array_module(self.h), self.h * row_scale[:, None]
+
+        def weight_gradients(words: slice, e: Any) -> None:
+            exp_b = self._exp_bias(words)
+            assign_or_add(db, words, matmul(row_scale, e) * exp_b)  # (25)
+            if dW[1]:
+                block = matmul(e.T, scaled_h, out=dW[0][words])  # (24)
+                block *= exp_b[:, None]
+            else:
+                dW[0][words] += matmul(e.T, scaled_h) * exp_b[:, None]  # (24)
 
         def part_gradients(part: slice) -> Any:
             dh, product = xp.zeros_like(self.h), xp.empty_like(self.h)
             for words, e in self._exponentials(part):
-                exp_b = self._exp_bias(words)
-                dh += matmul(e, self.W[words] * exp_b[:, None], out=product)  # (23)
-                assign_or_add(db, words, matmul(row_scale, e) * exp_b)  # (25)
-                if dW[1]:
-                    block = matmul(e.T, scaled_h, out=dW[0][words])  # (24)
-                    block *= exp_b[:, None]
-                else:
-                    dW[0][words] += matmul(e.T, scaled_h) * exp_b[:, None]  # (24)
+                dh += matmul(e, self.W[words] * self._exp_bias(words)[:, None], out=product)  # (23)
+                if not (later and words.start in self._kept):
+                    weight_gradients(words, e)
             return dh
 
         dh = sum(run_parts(part_gradients, self.parts))
         dh *= row_scale[:, None]
-        return dh
+        every = [words for part in self.parts for words in self._words(part)]
+        left_out = [words for words in every if later and words.start in self._kept]
+        return dh, lambda words: weight_gradients(words, self._kept[words.start]), left_out
 
     def half_gradients(
         self,
@@ -340,6 +371,12 @@ class SoftmaxBlocks:
         G[rows, targets[rows] - words.start] -= LOGIT_GRADIENT_SCALE
 
 
+def words_at_a_time(rows: int, threads: int, itemsize: int, most: int = BLOCK_WORDS) -> int:
+    """Into how many words' logits of so many rows each thread may multiply at a time."""
+    fitting = WORKING_BYTES // max(threads * rows * itemsize, 1)
+    return min(most, max(fitting // LEAST_WORDS, 1) * LEAST_WORDS)
+
+
 def row_products(x: Any, y: Any) -> Any:
     """x_n · y_n (N) for x, y (N, E); float32 of float16."""
     return get_array_module(x).einsum("ne,ne->n", x, y, dtype=accumulation_dtype(x.dtype))
@@ -367,15 +404,15 @@ def tied_softmax_loss(h: Any, W: Any, b: Any, targets: Any, block_size: int = BL
 
     Tied weights: Press & Wolf 2017 (arXiv 1608.05859), Inan et al. 2017 (arXiv 1611.01462).
 
-    Equal to `softmax_cross_entropy(linear(h, W, b), targets)` to rounding, in the memory of
-    one block a thread, and of the at most 32 MB of exponentials that the backward pass need not compute anew.
+    Equal to `softmax_cross_entropy(linear(h, W, b), targets)` to rounding, in 48 MB for logits and what
+    becomes of them, forward and backward, whatever N and V are; more only where 64 words a thread are more.
 
     Args:
         h: (N, E), outputs of the last layer.
         W: (V, E), the embedding matrix.
         b: (V), the decoder's bias.
         targets: (N) integers, each in [0, V), or -1 for a row that is not scored.
-        block_size: words in a block, on a CPU; a GPU takes all words of some rows.
+        block_size: words that a thread takes at a time, at most; a GPU takes all words of some rows.
 
     Returns:
         The mean over the scored rows, in nats, float32 of float16; 0 if there are none.

@@ -10,22 +10,22 @@ import numpy as np
 from autograd import InputError, ShapeError
 from minilstm.language_model import LanguageModel
 
+_IN_TORCH = {"weight_ih": "weight_ih_l0", "weight_hh": "weight_hh_l0", "bias": "bias_ih_l0"}
+
 
 def to_torch_state_dict(model: LanguageModel) -> dict[str, np.ndarray]:
     """The weights by the names of a PyTorch model with Embedding `encoder`, LSTMs `rnns`, Linear `decoder`.
 
     Matrices go over by renaming alone. torch.nn.LSTM has two biases where one suffices: ours becomes
-    bias_ih and bias_hh is zero.
-
-    Raises:
-        InputError: layer-normalised cells or an adaptive softmax, which those modules do not have.
+    bias_ih and bias_hh is zero. What PyTorch has no module for keeps its name: gains and shifts of
+    layer-normalised cells in `rnns`, the bands of an adaptive softmax in `decoder`.
     """
-    _check_exportable("to_torch_state_dict", model)
-    tensors = {"encoder.weight": model.embedding.data, "decoder.weight": model.decoder_weight.data}
-    tensors["decoder.bias"] = model.decoder_bias.data
-    for index, layer in enumerate(model.layers):
-        arrays = (layer.W_ih.data, layer.W_hh.data, layer.b.data, np.zeros_like(layer.b.data))
-        tensors |= dict(zip(_torch_names(index), arrays, strict=True))
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors[_torch_name(name)] = parameter.data
+        if second := _second_bias(name):
+            tensors[second] = np.zeros_like(parameter.data)
+    tensors["decoder.weight"] = model.decoder_weight.data
     return tensors
 
 
@@ -33,12 +33,11 @@ def from_torch_state_dict(model: LanguageModel, tensors: dict[str, Any]) -> None
     """Copy weights named as by `to_torch_state_dict` into the model; the two LSTM biases are added.
 
     Raises:
-        InputError: a name that is missing or that the model has no place for, a decoder's weight that is not
-            the encoder's for a model that ties them, or a model that `to_torch_state_dict` refuses.
+        InputError: a name that is missing or that the model has no place for, or a decoder's weight that is
+            not the encoder's for a model that ties them.
         ShapeError: a tensor of another size. Nothing is copied then.
     """
-    _check_exportable("from_torch_state_dict", model)
-    surplus = sorted(set(tensors) - _names(model))
+    surplus = sorted(set(tensors) - set(to_torch_state_dict(model)))
     if surplus:
         raise InputError(
             f"from_torch_state_dict: {', '.join(surplus)} must not be there; the model has "
@@ -53,39 +52,32 @@ def from_torch_state_dict(model: LanguageModel, tensors: dict[str, Any]) -> None
             raise ShapeError(f"from_torch_state_dict: {name} must be {tuple(shape)}; got {array.shape}")
         return array
 
-    values = [take("encoder.weight", model.embedding.shape)]
-    for index, layer in enumerate(model.layers):
-        w_ih, w_hh, b_ih, b_hh = _torch_names(index)
-        values += [take(w_ih, layer.W_ih.shape), take(w_hh, layer.W_hh.shape)]
-        values += [take(b_ih, layer.b.shape) + take(b_hh, layer.b.shape)]
-    if model.decoder_weight is not model.embedding:
-        values += [take("decoder.weight", model.decoder_weight.shape)]
-    elif not np.array_equal(values[0], np.asarray(tensors.get("decoder.weight", values[0]))):
+    values = []
+    for name, parameter in model.named_parameters():
+        values.append(take(_torch_name(name), parameter.shape))
+        if second := _second_bias(name):
+            values[-1] = values[-1] + take(second, parameter.shape)
+    if model.decoder_weight is model.embedding and not np.array_equal(
+        values[0], np.asarray(tensors.get("decoder.weight", values[0]))
+    ):
         raise InputError(
             "from_torch_state_dict: decoder.weight must equal encoder.weight, which the model ties; "
             "got two matrices; set tied_weights = false"
         )
-    values += [take("decoder.bias", model.decoder_bias.shape)]
     for (_, parameter), value in zip(model.named_parameters(), values, strict=True):
         parameter.data[...] = value
 
 
-def _check_exportable(function: str, model: LanguageModel) -> None:
-    """Raise in the words of `function` unless those names tell all about the model."""
-    if model.config.layer_norm:
-        raise InputError(f"{function}: torch.nn.LSTM has no layer normalisation; got a model with layer_norm")
-    if model.config.softmax == "adaptive":
-        raise InputError(
-            f"{function}: an adaptive softmax is no Linear decoder's distribution; other programs would "
-            "compute another perplexity: take a model with another softmax"
-        )
+def _torch_name(name: str) -> str:
+    """What a parameter of the model is called there."""
+    owner, _, part = name.rpartition(".")
+    if owner == "embedding":
+        return f"encoder.{part}"
+    kind, _, index = owner.partition(".")
+    return f"rnns.{index}.{_IN_TORCH.get(part, part)}" if kind == "lstm" else name
 
 
-def _names(model: LanguageModel) -> set[str]:
-    layers = range(len(model.layers))
-    return {"encoder.weight", "decoder.weight", "decoder.bias"}.union(*map(_torch_names, layers))
-
-
-def _torch_names(index: int) -> list[str]:
-    parts = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-    return [f"rnns.{index}.{part}" for part in parts]
+def _second_bias(name: str) -> str | None:
+    """Of a layer's bias, the other one that torch.nn.LSTM adds to it."""
+    first = _torch_name(name)
+    return first.replace("bias_ih", "bias_hh") if first.endswith("bias_ih_l0") else None

@@ -7,7 +7,7 @@ from host_runner import HostRunner, can_compile_for_host
 from autograd import DeviceError
 from autograd.backend import device_array_module
 from autograd.kernels import host_kernels
-from train import training_run
+from train import ending
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,7 +17,7 @@ def no_plots():
     tests/test_plot.py draws, and test_wt103.py has a run of its own that does.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_run, "_plot", lambda folder: None)
+        patch.setattr(ending, "_plot", lambda folder: None)
         yield
 
 

@@ -5,10 +5,12 @@ from minilstm import lstm_kernels
 
 # (T, B, I, H): sizes of one, an empty batch, several panels of 32 columns, more rows than panels are for.
 SHAPES = [(1, 1, 1, 1), (3, 2, 4, 5), (2, 0, 3, 4), (5, 1, 2, 3), (4, 3, 5, 1), (3, 4, 7, 33), (2, 25, 3, 20)]
-PATHS = ["plain", "split depth", "threads", "threads and split depth"]
+PATHS = ["plain", "plain product", "split depth", "threads", "threads and split depth"]
 
 
 def take_path(monkeypatch, name):
+    architecture = "Haswell" if "plain product" in name else lstm_kernels.PANEL_ARCHITECTURES[0]
+    monkeypatch.setattr(lstm_kernels, "blas_architecture", lambda: architecture)
     if "split" in name:
         monkeypatch.setattr(lstm_kernels, "SMALL_PRODUCT", 32 * 33)
     if "threads" in name:
@@ -18,7 +20,9 @@ def take_path(monkeypatch, name):
 def use_threads(monkeypatch, threads=3):
     """Take the paths of large sizes, several threads and all, on tiny ones."""
     monkeypatch.setattr(lstm_kernels, "MIN_PARALLEL_WORK", 0)
+    monkeypatch.setattr(lstm_kernels, "MIN_MEETING_WORK", 0)
     monkeypatch.setattr(lstm_kernels, "num_threads", lambda: threads)
-    monkeypatch.setattr("minilstm.lstm.num_threads", lambda: threads)
+    monkeypatch.setattr("minilstm.lstm.free_threads", lambda: threads)
+    monkeypatch.setattr(lstm_kernels, "free_threads", lambda: threads)
     monkeypatch.setattr(parallel, "MIN_PARALLEL_PRODUCT", 0)
     monkeypatch.setattr(parallel, "num_threads", lambda: threads)

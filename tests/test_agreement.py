@@ -40,11 +40,10 @@ def test_the_rank_that_differs_from_most_is_named(checksums, expected):
 FLIPPED = """
 import os, signal, sys
 import numpy as np
-from train import wt103
+from train import training_run, wt103
 from train.commands import run
-from train.training_run import TrainingRun
 
-class Flipped(TrainingRun):
+class Flipped(training_run.TrainingRun):
     def _advance(self, result, tokens):
         super()._advance(result, tokens)
         if self.position.step == 5 and self.communicator.rank == 1:
@@ -52,7 +51,7 @@ class Flipped(TrainingRun):
             if STOPPED:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-wt103.TrainingRun = Flipped
+training_run.TrainingRun = Flipped
 run(wt103.main)
 """
 

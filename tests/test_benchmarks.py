@@ -342,11 +342,42 @@ def test_an_ablation_is_made_of_ordinary_runs_and_goes_on_with_them(
     assert ablation.main([*small_text, "--epochs", "2", "--variants", "awd"]) == 0
     assert (tmp_path / "work" / "awd-0" / "metrics.jsonl").read_bytes() == made
     for other, message in (
-        (["--epochs", "3"], "made with epochs = 2, not 3"),
+        (["--epochs", "1"], "made with epochs = 2, not 1"),
+        (["--epochs", "3", "--set", "schedule=cosine"], "made with schedule = fixed, not cosine"),
         (["--tokens", "500"], "another text"),
+        (["--score-tokens", "100"], "another text"),
     ):
         with pytest.raises(InputError, match=message):
             ablation.main([*small_text, "--epochs", "2", "--variants", "awd", *other])
+
+
+def test_an_ablation_of_more_epochs_goes_on_as_if_there_had_been_as_many_at_once(small_text, tmp_path):
+    command, work, curves = [*small_text, "--variants", "awd"], tmp_path / "work", []
+    for epochs in ("1", "3"):
+        assert ablation.main([*command, "--epochs", epochs]) == 0
+    for folder in (work, tmp_path / "at once"):
+        out = tmp_path / "out.json"
+        assert ablation.main([*command, "--epochs", "3", "--work-dir", str(folder), "--out", str(out)]) == 0
+        curves.append(json.loads(out.read_text())["runs"][0]["curve"])
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 3
+
+
+def test_an_ablation_whose_run_fails_stops_the_others(tmp_path, monkeypatch):
+    runs = ablation.Ablation(Path("text.h5"), tmp_path, 1, {}, 1)
+    program = {"awd": "raise SystemExit(3)"}
+    endless = "import time; time.sleep(600)"
+    monkeypatch.setattr(runs, "command", lambda variant, seed: ["-c", program.get(variant, endless)])
+    with pytest.raises(InputError, match="ended with status 3; see .*awd-0.log"):
+        ablation.make_runs(runs, [(variant, 0) for variant in ablation.VARIANTS], 2)
+    assert len(list(tmp_path.glob("*.log"))) <= 3
+
+
+def test_the_splits_of_an_ablation_end_with_the_line_that_fills_them(small_text, tmp_path):
+    ablation.cut_text(tmp_path, 25, 10, 1, tmp_path / "cut")
+    for split, lines in (("train", 3), ("valid", 2), ("test", 2)):  # of nine tokens each, <eos> counted
+        whole = (tmp_path / f"wiki.{split}.tokens").read_text().splitlines()
+        assert (tmp_path / "cut" / f"wiki.{split}.tokens").read_text().splitlines() == whole[:lines]
 
 
 def test_every_variant_is_a_configuration_of_its_own():
@@ -363,6 +394,7 @@ def test_every_variant_is_a_configuration_of_its_own():
     [
         (["--variants", "ad"], "unknown 'ad'; the nearest known variant is 'awd'"),
         (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--score-tokens", "-1"], "--score-tokens: expected at least 0, got -1"),
         (["--set", "clip_norm"], "expected KEY=VALUE"),
         (["--plot", "/nowhere/plot.png"], "--plot: expected a file in an existing folder"),
         (["--data", "/nowhere"], "expected a folder with wiki.train.tokens"),

@@ -76,7 +76,12 @@ def test_a_step_of_ours(precision, softmax):
     ("precision", "softmax"), [("float32", "full"), ("mixed", "full"), ("mixed", "sampled")]
 )
 def test_a_step_of_torch(precision, softmax):
-    figures = run_part("torch", precision=precision, softmax=softmax)
+    try:
+        figures = run_part("torch", precision=precision, softmax=softmax)
+    except RuntimeError as error:
+        if precision == "mixed" and "primitive descriptor for the LSTM" in str(error):
+            pytest.skip("PyTorch's LSTM knows no bfloat16 on this CPU, which has no AVX-512")
+        raise
     assert figures.keys() >= STEP_FIGURES
     assert math.isfinite(figures["loss"])
     assert "torch" in figures

@@ -31,14 +31,13 @@ from benchmarks.classification_tasks import (
 from train.classification_data import read_texts
 
 SMALL = {**LANGUAGE_MODEL, "embedding_size": 64}
-WORDS, VOCABULARY = 200_000, 2000  # that the language model reads, and knows
 FLAGS = ["--learning-rate", "3e-3"]
 
 
-def accuracies(name, data, folder, sizes, flags):
-    """Test accuracy of every system on a task."""
+def accuracies(name, data, folder, sizes, flags, words, vocabulary):
+    """Test accuracy of every system on a task; `words` of the text the language model reads."""
     splits = read_splits(data)
-    run = train_language_model(splits, folder, WORDS, SMALL, VOCABULARY)
+    run = train_language_model(splits, folder, words, SMALL, vocabulary)
     parts = make_task(name, splits, sizes, seed=0)
     task = write_task(folder / "task", parts)
     found = {
@@ -60,7 +59,8 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_order_of_words_is_learned(folder):
     sizes = {"train": 1000, "valid": 400, "test": 700}
-    found = accuracies("order", "python-docs", folder, sizes, ["--epochs", "6"])
+    flags = ["--epochs", "6"]
+    found = accuracies("order", "python-docs", folder, sizes, flags, words=200_000, vocabulary=2000)
     assert found["words"] < 0.6  # by construction; else the task is not what it says
     best_rival = max(found[name] for name in ("majority", "words", "pairs"))
     assert found["pretrained"] > best_rival + 0.04
@@ -68,10 +68,10 @@ def test_the_order_of_words_is_learned(folder):
 
 
 def test_headings_are_told_from_text(folder):
-    sizes = {"train": 400, "valid": 400, "test": 1000}
-    flags = ["--epochs", "8", "--features", "h,c,mean,max"]
+    sizes = {"train": 400, "valid": 200, "test": 600}
+    flags = ["--epochs", "4", "--features", "h,c,mean,max"]
     data = str(wikitext_folder("wikitext-2"))
-    found = accuracies("heading", data, folder, sizes, flags)
+    found = accuracies("heading", data, folder, sizes, flags, words=100_000, vocabulary=1000)
     assert found["pretrained"] > max(found[name] for name in ("majority", "words", "pairs")) + 0.02
 
 

@@ -75,6 +75,21 @@ def test_batch_size_and_window_do_not_matter(model, tokens, loss_of_one_row, cou
     assert result["loss"] == pytest.approx(loss_of_one_row(count), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("count", "protocol", "rows"),
+    [(1, "carried", 1), (4095, "carried", 1), (8192, "carried", 4), (10**6, "carried", 64), (99, "zero", 29)],
+)
+def test_rows_unless_told(count, protocol, rows):
+    assert train.evaluate._rows_that_pay(count, 70, protocol) == rows
+
+
+def test_the_rows_that_pay_score_the_same(model, tokens, loss_of_one_row, monkeypatch):
+    """Many of them, with few steps at a time."""
+    monkeypatch.setattr(train.evaluate, "_rows_that_pay", lambda *_: 40)
+    monkeypatch.setattr(train.evaluate, "TOKENS_AT_A_TIME", 100)
+    assert score(model, tokens[:3001])["loss"] == pytest.approx(loss_of_one_row(3001), rel=1e-6)
+
+
 def test_without_the_warm_up_the_batch_size_would_matter(model, tokens, loss_of_one_row, monkeypatch):
     monkeypatch.setattr(train.rows, "WARM_UP", 0)
     cold = score(model, tokens, batch_size=40)["loss"]
@@ -199,6 +214,7 @@ def test_the_command_scores_by_the_zero_protocol(run, ranks):
     [
         (["--batch-size", "0"], "--batch-size: must be at least 1; got 0"),
         (["--window", "-3"], "--window: must be at least 1; got -3"),
+        (["--unaveraged"], "--unaveraged: needs --checkpoint latest, the only one that keeps both; got best"),
         (["--protocol", "warm"], "argument --protocol: invalid choice: 'warm'"),
         (["--pointer", "--dynamic"], "--pointer and --dynamic: cannot be combined"),
         (["--pointer", "--protocol", "zero"], "--protocol zero: does not act with --pointer"),

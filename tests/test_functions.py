@@ -22,6 +22,25 @@ SEVERAL_INPUTS = [case for case in CASES if len(case.float_inputs) > 1]
 SEVERAL_OUTPUTS = [case for case in CASES if len(outputs_of(case, case.inputs)) > 1]
 
 
+def of_each_kind(cases):
+    """The test of one case becomes a test for each Function, of all its cases: pytest takes longer to count
+    two thousand tests than they to run."""
+    kinds = {case.kind.__name__: [other for other in cases if other.kind is case.kind] for case in cases}
+
+    def decorate(test):
+        def of_a_kind(kind):
+            for case in kinds[kind]:
+                try:
+                    test(case)
+                except Exception as error:
+                    raise AssertionError(f"{case}: {error}") from error
+
+        of_a_kind.__name__, of_a_kind.__doc__ = test.__name__, test.__doc__
+        return pytest.mark.parametrize("kind", kinds)(of_a_kind)
+
+    return decorate
+
+
 def variables_of(case, dtype=np.float64):
     return [
         Variable(value.astype(dtype) if index in case.float_inputs else value, index in case.float_inputs)
@@ -50,7 +69,7 @@ def test_many_functions_are_checked_here():
     assert len(SEVERAL_OUTPUTS) >= 5
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@of_each_kind(CASES)
 def test_the_gradient_is_right(case):
     assert case.kind in {
         type(function) for function in functions_behind(outputs_of(case, variables_of(case)))
@@ -58,7 +77,7 @@ def test_the_gradient_is_right(case):
     assert check_backward(case.function, case.inputs) <= 1e-7
 
 
-@pytest.mark.parametrize("case", SEVERAL_INPUTS, ids=str)
+@of_each_kind(SEVERAL_INPUTS)
 def test_the_gradient_is_right_when_one_input_alone_wants_one(case):
     for index in case.float_inputs:
         constants = [Variable(value, requires_grad=False) for value in case.inputs]
@@ -70,7 +89,7 @@ def test_the_gradient_is_right_when_one_input_alone_wants_one(case):
         assert all(constant.grad is None for constant in constants)
 
 
-@pytest.mark.parametrize("case", SEVERAL_OUTPUTS, ids=str)
+@of_each_kind(SEVERAL_OUTPUTS)
 def test_the_gradient_is_right_when_some_outputs_get_none(case):
     shapes = [output.shape for output in outputs_of(case, case.inputs)]
     for used in itertools.product((False, True), repeat=len(shapes)):
@@ -79,28 +98,29 @@ def test_the_gradient_is_right_when_some_outputs_get_none(case):
             check_backward(case.function, case.inputs, grads)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_float32_stays_float32_and_is_near_float64(case, monkeypatch):
+@of_each_kind(CASES)
+def test_float32_stays_float32_and_is_near_float64(case):
     deliver, delivered = backprop._deliver, set()
 
     def watch(node, grad, gradients):
         delivered.add(grad.dtype)
         deliver(node, grad, gradients)
 
-    monkeypatch.setattr(backprop, "_deliver", watch)
     results = []
-    for dtype in (np.float32, np.float64):
-        variables = variables_of(case, dtype)
-        outputs = outputs_of(case, variables)
-        delivered.clear()
-        backward_all(outputs, [np.ones(output.shape, dtype) for output in outputs])
-        assert delivered | {output.dtype for output in outputs} == {np.dtype(dtype)}
-        results.append([v.data for v in outputs] + [variables[k].grad for k in case.float_inputs])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backprop, "_deliver", watch)
+        for dtype in (np.float32, np.float64):
+            variables = variables_of(case, dtype)
+            outputs = outputs_of(case, variables)
+            delivered.clear()
+            backward_all(outputs, [np.ones(output.shape, dtype) for output in outputs])
+            assert delivered | {output.dtype for output in outputs} == {np.dtype(dtype)}
+            results.append([v.data for v in outputs] + [variables[k].grad for k in case.float_inputs])
     for low, high in zip(*results, strict=True):
         np.testing.assert_allclose(low, high, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@of_each_kind(CASES)
 def test_neither_pass_changes_its_arrays_and_a_second_one_gives_equal_bits(case):
     variables = variables_of(case)
     outputs = outputs_of(case, variables)
@@ -118,7 +138,7 @@ def test_neither_pass_changes_its_arrays_and_a_second_one_gives_equal_bits(case)
         assert variable.data.tobytes() == value.tobytes()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@of_each_kind(CASES)
 def test_the_gradient_adds_to_what_a_parameter_holds(case):
     """A Function that writes into a parameter's own buffer must add to what another pass left there."""
     plain = variables_of(case)

@@ -50,9 +50,10 @@ def path(request, monkeypatch):
 
 def test_the_paths_are_those_of_large_sizes(path):
     x, B, H = np.zeros((1, 4, 4)), 4, 5
-    assert len(lstm_kernels.batch_parts(x, B, H)) == (3 if "threads" in path else 1)
+    assert len(lstm_kernels.unit_parts(x, B, H)) == (3 if "threads" in path else 1)
     product = lstm_kernels.RecurrentProduct(np.zeros((4 * H, H)), B)
-    assert product.panels.shape[1] == (4 if "split" in path else 1)
+    assert (product.panels is None) == (path == "plain product")
+    assert path == "plain product" or product.panels.shape[1] == (4 if "split" in path else 1)
 
 
 # --- one step ---

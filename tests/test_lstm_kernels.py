@@ -6,11 +6,24 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from autograd.parallel import run_parts
 from minilstm import lstm_kernels
-from minilstm.lstm_kernels import MAX_ROWS, MIN_PARALLEL_WORK, PANEL_WIDTH, RecurrentProduct, batch_parts
+from minilstm.lstm_kernels import (
+    MAX_ROWS,
+    MIN_PARALLEL_WORK,
+    PANEL_WIDTH,
+    RecurrentProduct,
+    batch_parts,
+    unit_parts,
+)
 
 ROWS, DEPTHS, COLUMNS = (0, 1, 2, 24, 25), (1, 4, 6, 7, 32, 40), (1, 31, 32, 33, 64, 100)
 TOLERANCES = {np.float32: 1e-5, np.float64: 1e-13}
+
+
+@pytest.fixture(autouse=True)
+def panels_pay(monkeypatch):
+    monkeypatch.setattr(lstm_kernels, "blas_architecture", lambda: lstm_kernels.PANEL_ARCHITECTURES[0])
 
 
 def operands(rows, depth, columns, transposed, dtype):
@@ -94,6 +107,17 @@ def test_h_and_out_may_lie_anyhow(make, columns):
     assert np.isnan(whole[:, 0]).all()
 
 
+def test_where_panels_do_not_pay_it_is_the_plain_product(monkeypatch):
+    monkeypatch.setattr(lstm_kernels, "blas_architecture", lambda: "Haswell")
+    h, W = operands(3, 40, 50, True, np.float64)
+    product = RecurrentProduct(W, 3)
+    assert product.panels is None
+    assert product.workspace(3) is None
+    assert_product(product, h, W, 1e-13)
+    expected, W[...] = h @ W, 0
+    np.testing.assert_array_equal(product(h, np.empty_like(expected)), expected)
+
+
 def test_fewer_rows_than_promised():
     """The last part of a batch may have fewer rows than the first."""
     h, W = operands(3, 40, 50, False, np.float64)
@@ -104,6 +128,15 @@ def test_the_same_bits_come_out_again():
     h, W = operands(20, 200, 150, True, np.float32)
     outs = {RecurrentProduct(W, 20)(h, np.empty((20, 150), np.float32)).tobytes() for _ in range(3)}
     assert len(outs) == 1
+
+
+def test_units_are_shared_out_only_when_that_pays(monkeypatch):
+    monkeypatch.setattr(lstm_kernels, "num_threads", lambda: 3)
+    x = np.zeros((1, 1, 1))
+    B, H = 20, 1150
+    assert unit_parts(x, B, H) == [slice(0, 383), slice(383, 767), slice(767, 1150)]
+    assert unit_parts(x, B, 200) == [slice(0, 200)]
+    assert run_parts(lambda _: len(unit_parts(x, B, H)), range(2)) == [3, 1], "a thread of ours has no others"
 
 
 def test_the_batch_is_shared_out_only_when_that_pays(monkeypatch):

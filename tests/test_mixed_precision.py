@@ -11,7 +11,7 @@ from mpi import run_ranks
 from tiny import flags, rows_of, write_text
 
 import train.evaluate
-import train.training_run
+import train.plan
 from autograd.errors import InputError
 from minilstm import LanguageModel, MaskStream, ModelConfig
 from train.communicator import SingleProcess
@@ -586,7 +586,7 @@ def test_knobs_of_the_scale_are_checked(knobs, message):
 
 
 def test_knobs_of_the_scale_reach_the_scaler():
-    make = train.training_run.make_scaler
+    make = train.plan.make_scaler
     assert make(TrainConfig()) is None
     scaler = make(TrainConfig(precision="mixed", initial_loss_scale=2.0**16, loss_scale_growth_steps=7))
     assert (type(scaler), scaler.scale, scaler.growth_steps) == (Backoff, 2**16, 7)

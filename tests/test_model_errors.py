@@ -157,7 +157,8 @@ SMALL = {"vocab_size": V, "embedding_size": E, "hidden_size": H, "num_layers": 3
         ({"num_samples": 0}, "model: num_samples must be a whole number of at least 1; got 0"),
         (
             {"softmax": "adaptive"},
-            BANDS + "[]",
+            "model: softmax = 'adaptive' needs adaptive_bands, the first word of each band after the most "
+            "frequent words; got []; set adaptive_bands = [2000, 10000], say",
         ),
         ({"softmax": "adaptive", "adaptive_bands": (4, 4)}, BANDS + "[4, 4]"),
         ({"softmax": "adaptive", "adaptive_bands": [9, 4]}, BANDS + "[9, 4]"),

@@ -145,6 +145,7 @@ def test_runs_that_are_not_there_are_refused(tmp_path):
         (["run", "run"], "several runs need --out"),
         (["run", "--out", "plot.docx"], "expected a name ending in .png, .svg or .pdf; got 'plot.docx'"),
         (["run", "--out", "absent/plot.png"], "there is no folder absent"),
+        (["absent"], "absent: no such run; expected a folder that train.wt103 wrote"),
     ],
 )
 def test_places_where_no_picture_can_go_are_refused(tmp_path, monkeypatch, flags, expected):

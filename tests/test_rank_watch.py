@@ -11,7 +11,7 @@ import pytest
 from mpi import ROOT, kill, start_ranks
 from tiny import flags, write_text
 
-from train import training_run, wt103
+from train import wt103
 from train.rank_watch import Judge, RankWatch, Sign, last_signs, read_sign
 from train.training_run import TrainingRun
 
@@ -179,7 +179,6 @@ def test_the_watch_knows_the_step_during_its_validation_and_from_the_start_of_a_
 ):
     text, run, seen = write_text(tmp_path / "text.txt", lines=60), tmp_path / "run", []
     monkeypatch.setenv("MINILSTM_DATA", str(tmp_path / "prepared"))
-    monkeypatch.setattr(training_run, "_plot", lambda folder: None)
     monkeypatch.setattr(RankWatch, "__enter__", lambda watch: seen.append(watch.step))
     monkeypatch.setattr(RankWatch, "__exit__", lambda *exception: None)
     validate = TrainingRun._validate

@@ -19,7 +19,7 @@ from autograd.errors import InputError
 from train import files, training_run
 from train.checkpoint import load_checkpoint
 from train.files import exclusive_lock
-from train.signals import end_on_sigterm
+from train.signals import end_in_order
 from train.training_run import TrainingRun
 from train.wt103 import main
 
@@ -83,7 +83,7 @@ def stopped(run, number, monkeypatch, at):
         return evaluate(*arguments, **options)
 
     before = signal.getsignal(signal.SIGTERM)
-    end_on_sigterm()  # as every command does
+    end_in_order()  # as every command does
     try:
         with monkeypatch.context() as patch:
             patch.setattr(TrainingRun, "_advance", advance_)

@@ -170,3 +170,24 @@ def test_a_command_that_is_told_to_end_leaves_nothing_half_written(tmp_path):
         kill(process)
     assert (process.returncode, err) == (128 + signal.SIGTERM, "")
     assert list(tmp_path.iterdir()) == []
+
+
+SIGNALLED_WHILE_JOINING = """
+import os, signal
+from train import communicator
+from train.commands import run
+load = communicator._load_mpi
+def load_then_signal(place):
+    loaded = load(place)
+    if place.rank == 1:
+        os.kill(os.getpid(), signal.{name})  # rank 0 will wait for this one to join
+    return loaded
+communicator._load_mpi = load_then_signal
+run(lambda: 0)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_rank_that_is_signalled_while_the_ranks_join_ends_them_all(name):
+    """It once waited in MPI's end for the others, and they for it."""
+    assert run_ranks(2, SIGNALLED_WHILE_JOINING.format(name=name), timeout=30).returncode != 0

@@ -9,7 +9,7 @@ from softmax_examples import divide_work, example, run
 
 from autograd import Parameter, Variable, no_backprop_mode
 from minilstm import tied_softmax
-from minilstm.tied_softmax import tied_softmax_loss
+from minilstm.tied_softmax import BLOCK_WORDS, WORKING_BYTES, tied_softmax_loss, words_at_a_time
 
 
 @pytest.mark.parametrize("ignored", [(), (0, 5)], ids=["all scored", "some ignored"])
@@ -77,3 +77,22 @@ def test_evaluation_saves_nothing():
         loss = tied_softmax_loss(*variables, targets)
     assert loss.creator is None
     assert loss.item() == tied_softmax_loss(*variables, targets).item()
+
+
+@pytest.mark.parametrize("rows", [1, 700, 21_504, 10**6])
+@pytest.mark.parametrize("threads", [1, 2, 64])
+def test_all_threads_together_hold_one_block(rows, threads):
+    """16 MB are worked on, unless those are not 64 words a thread."""
+    words = words_at_a_time(rows, threads, 4)
+    assert words % 64 == 0
+    assert 64 <= words <= BLOCK_WORDS
+    assert words * threads * rows * 4 <= WORKING_BYTES or words == 64
+    if words < BLOCK_WORDS:
+        assert (words + 64) * threads * rows * 4 > WORKING_BYTES, "more would fit"
+
+
+def test_many_rows_take_fewer_words_at_a_time(exponentiated, monkeypatch):
+    monkeypatch.setattr(tied_softmax, "WORKING_BYTES", 128 * 13 * 8)
+    divide_work(monkeypatch, 1, 0)
+    run(tied_softmax_loss, *example(N=13, V=300))
+    assert exponentiated == 2 * [slice(0, 128), slice(128, 256), slice(256, 300)]

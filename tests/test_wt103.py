@@ -14,7 +14,7 @@ from tiny import TINY, flags, rows_of, train_tiny, write_text
 
 from autograd.errors import InputError
 from train.config import TrainConfig
-from train.training_run import total_steps
+from train.plan import total_steps
 from train.wt103 import main
 
 
@@ -122,16 +122,6 @@ def test_a_run_ended_before_its_first_checkpoint_starts_over(text):
     result = run_ranks(1, "train.wt103", "--run-dir", str(run), "--resume", env=env)
     assert result.returncode == 0, result.stderr
     assert rows_of(run)[-1]["step"] == 5
-
-
-def test_a_run_of_two_ranks_goes_on_with_one(finished, text):
-    run, env = text.parent / "fewer", {"MINILSTM_DATA": str(text.parent / "prepared")}
-    train_tiny(2, text, run, "--max-steps", "20", evaluate_every=15)
-    arguments = ["--run-dir", str(run), "--resume", "--max-steps", "40"]
-    result = run_ranks(1, "train.wt103", *arguments, env=env)
-    assert result.returncode == 0, result.stderr
-    curves = [[row["loss"] for row in rows if row["kind"] == "train"] for rows in (rows_of(run), finished[1])]
-    np.testing.assert_allclose(*curves, rtol=2e-5)
 
 
 def test_what_a_run_writes(finished):
@@ -323,7 +313,6 @@ def test_a_kill_between_best_and_latest_loses_nothing(text):
     train_tiny(1, text, text.parent / "shorter", "--max-steps", "10", evaluate_every=4, save_every=2)
     latest.write_bytes((text.parent / "shorter" / "checkpoints" / "latest.h5").read_bytes())
     best.write_bytes(kept)
-    # in a process of its own, like the run that was left alone: bits belong to a number of threads
     train_tiny(1, text, run, "--max-steps", "12", "--resume", evaluate_every=4, save_every=2)
     results = [json.loads((folder / "result.json").read_text()) for folder in (run, whole)]
     for split in ("valid", "test"):

@@ -1,45 +1,17 @@
-"""A small text to train on, and a run that takes a second or two."""
+"""Runs of the tiny model of benchmarks/tiny.py, that take a second or two."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
+import pytest
 from mpi import run_ranks
 
-TINY = {
-    "embedding_size": 12,
-    "hidden_size": 16,
-    "num_layers": 2,
-    "encoder_emb_keep_prob": 0.9,
-    "recurrent_weight_keep_prob": 0.8,
-    "encoder_dp_input_keep_prob": 0.7,
-    "encoder_last_output_keep_prob": 0.7,
-    "batch_size": 8,
-    "window": 7,
-    "learning_rate": 0.01,
-    "schedule": "fixed",
-    "warmup_steps": 0,
-    "log_every": 1,
-    "evaluation_batch_size": 4,
-}
+from benchmarks.tiny import TINY, write_text
+from train.wt103 import main
 
-
-def write_text(path: Path, lines: int = 300, seed: int = 0) -> Path:
-    """Sentences of a made-up grammar; a model can learn which word follows which."""
-    rng = np.random.default_rng(seed)
-    subjects, verbs, objects = (
-        ("cat", "dog", "bird"),
-        ("sees", "hears", "likes"),
-        ("fish", "trees", "rain", "songs"),
-    )
-    text = [
-        f"the {rng.choice(subjects)} {rng.choice(verbs)} {rng.choice(objects)} and {rng.choice(objects)} ."
-        for _ in range(lines)
-    ]
-    path.write_text("\n".join(text) + "\n", encoding="utf-8")
-    return path
+__all__ = ["TINY", "flags", "rows_of", "train_tiny", "write_text"]
 
 
 def flags(text: Path, run: Path, **knobs: object) -> list[str]:
@@ -49,10 +21,15 @@ def flags(text: Path, run: Path, **knobs: object) -> list[str]:
 
 
 def train_tiny(ranks: int, text: Path, run: Path, *more: str, **knobs: object) -> list[dict]:
-    """Train for real on some ranks; the rows of metrics.jsonl."""
-    env = {"MINILSTM_DATA": str(text.parent / "prepared")}
-    result = run_ranks(ranks, "train.wt103", *flags(text, run, **knobs), *more, env=env, timeout=120)
-    assert result.returncode == 0, result.stderr
+    """Train for real on some ranks, one rank in this process; the rows of metrics.jsonl."""
+    arguments, prepared = [*flags(text, run, **knobs), *more], str(text.parent / "prepared")
+    if ranks == 1:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MINILSTM_DATA", prepared)
+            assert main(arguments) == 0
+    else:
+        result = run_ranks(ranks, "train.wt103", *arguments, env={"MINILSTM_DATA": prepared}, timeout=120)
+        assert result.returncode == 0, result.stderr
     return rows_of(run)
 
 

@@ -14,8 +14,9 @@ Tensors = dict[str, np.ndarray]
 # Alone, in DataParallel (`module.`), or as the two parts of fastai's models (`0.`, `1.`).
 _NAME = re.compile(
     r"(?:module\.|[01]\.)?"
-    r"(?:(?P<matrix>encoder\.weight|encoder_dp\.emb\.weight|decoder\.weight|decoder\.bias)"
-    r"|rnns\.(?P<layer>\d{1,3})\.(?:module\.)?(?P<part>(?:weight|bias)_[ih]h_l0)(?P<raw>_raw)?)"
+    r"(?:(?P<matrix>encoder\.weight|encoder_dp\.emb\.weight|decoder\.(?:band_)?(?:weight|bias))"
+    r"|rnns\.(?P<layer>\d{1,3})\.(?:module\.)?"
+    r"(?P<part>(?:weight|bias)_[ih]h_l0|(?:gate|cell)_(?:gain|shift))(?P<raw>_raw)?)"
 )
 _SHARED = {"encoder_dp.emb.weight": "encoder.weight"}  # one matrix, held twice
 
@@ -58,7 +59,9 @@ def _float32(array: np.ndarray, name: str, where: str) -> np.ndarray:
 
 
 def model_knobs(tensors: Tensors, where: str) -> dict[str, Any]:
-    """The sizes of a model with these weights, as fields of `ModelConfig`; those of default value left out.
+    """What these weights tell of their model, as fields of `ModelConfig`; those of default value left out.
+
+    Where the bands of an adaptive softmax begin they do not tell.
 
     Raises:
         InputError: a tensor is missing or of other dimensions than a model could have.
@@ -83,6 +86,8 @@ def model_knobs(tensors: Tensors, where: str) -> dict[str, Any]:
         knobs["last_hidden_size"] = units[-1]
     if decoder is not None and not np.array_equal(decoder, tensors["encoder.weight"]):
         knobs["tied_weights"] = False
+    if "rnns.0.gate_gain" in tensors:
+        knobs["layer_norm"] = True
     return knobs
 
 

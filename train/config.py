@@ -94,7 +94,7 @@ class TrainConfig:
 
     evaluate_every: CountOrOff = 0  # updates between validations; 0: after every epoch
     evaluation_protocol: Literal["carried", "zero"] = "carried"  # zero: the state is 0 at every window
-    evaluation_batch_size: Count = 10  # rows scored at a time, over all ranks: for speed only
+    evaluation_batch_size: CountOrOff = 0  # rows scored at a time, over all ranks; 0: as many as pay
     evaluation_window: Count = 70  # time steps scored at a time: for speed only, but for protocol zero
     log_every: Count = 10  # updates per row of metrics.jsonl and refresh of the display
     save_every: CountOrOff = 0  # updates between checkpoints; 0: whenever the run validates

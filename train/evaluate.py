@@ -21,7 +21,7 @@ from minilstm.language_model import State
 from train.batches import Read
 from train.communicator import Communicator, get_communicator
 from train.log import format_perplexity, progress
-from train.rows import Row, rows_of_rank, share, walk
+from train.rows import WARM_UP, Row, rows_of_rank, share, walk
 from train.signals import StopRequest, StopRequestedError
 
 if TYPE_CHECKING:
@@ -34,8 +34,10 @@ PROTOCOLS = {
 """How each protocol is named beside a result. Carried: exact with one row; several rows start from the state
 that the last words before them leave. Zero: windows know nothing of each other, so any number is exact."""
 PROTOCOL = PROTOCOLS["carried"]
-BATCH_SIZE = 10
-"""Rows scored side by side unless told otherwise."""
+MOST_ROWS = 64
+"""Rows scored side by side unless told otherwise: with more, a recurrent product gets no faster."""
+TOKENS_AT_A_TIME = 2048
+"""Over all rows; enough for every product, and no more memory than training takes."""
 
 
 def evaluate(
@@ -44,7 +46,7 @@ def evaluate(
     num_tokens: int,
     eos_id: int,
     communicator: Communicator,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = 0,
     window: int = 70,
     description: str | None = None,
     protocol: str = "carried",
@@ -59,9 +61,9 @@ def evaluate(
         model: weights equal on every rank.
         read, num_tokens: the split's token ids and how many there are.
         eos_id: id of `<eos>`.
-        batch_size: rows, over all ranks.
-        window: steps at a time: for memory and speed alone where the state is carried, what the protocol
-            is about where it is zero.
+        batch_size: rows, over all ranks; 0: as many as pay.
+        window: steps at a time, at most: for memory and speed alone where the state is carried, what the
+            protocol is about where it is zero.
         description: shown with a progress bar on the root; None: silent.
         protocol: "carried": the state goes through the whole split. The split is cut into batch_size rows,
             which warm up on the text before them. "zero": the state is zero every `window` tokens, and the
@@ -79,10 +81,12 @@ def evaluate(
         raise InputError(f"protocol: expected {' or '.join(PROTOCOLS)}; got {protocol!r}")
     began = time.perf_counter()
     description = description if communicator.is_root else None
+    batch_size = batch_size or _rows_that_pay(num_tokens, window, protocol)
     try:
         if protocol == "carried":
             rows = rows_of_rank(read, num_tokens, eos_id, batch_size, communicator)
-            own_sums = _score_rows(model, rows, window, description, stop)
+            steps = min(window, max(TOKENS_AT_A_TIME // max(len(rows), 1), 1))
+            own_sums = _score_rows(model, rows, steps, description, stop)
         else:
             windows = share(-(-num_tokens // window), communicator)
             own = range(windows.start * window, min(windows.stop * window, num_tokens))
@@ -98,6 +102,14 @@ def evaluate(
         "protocol": PROTOCOLS[protocol].format(window=window),
         "seconds": time.perf_counter() - began,
     }
+
+
+def _rows_that_pay(num_tokens: int, window: int, protocol: str) -> int:
+    """How many rows to score side by side: where the state is carried, each reads its warm-up besides, which
+    is no more than half of its own part."""
+    if protocol == "zero":
+        return max(TOKENS_AT_A_TIME // window, 1)
+    return min(max(num_tokens // (2 * WARM_UP), 1), MOST_ROWS)
 
 
 class _ShareLeftError(Exception):
@@ -184,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     communicator = get_communicator()
     score = _scorer(args, communicator)  # what is wrong with the flags is told before anything is read
     device = open_device(args.device, "float32", launcher(), share_gpus=True)
-    model, config, vocabulary, facts = load_trained(args.run, args.checkpoint)
+    model, config, vocabulary, facts = load_trained(args.run, args.checkpoint, averaged=not args.unaveraged)
     model.move_to(device.xp)
     args.window = args.window or config.train.evaluation_window  # as the run itself scored
     data, min_count = args.data or config.train.data, config.train.min_count or None
@@ -209,6 +221,11 @@ def _parser() -> Parser:
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run")
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
     parser.add_argument("--checkpoint", choices=(BEST, LATEST), default=BEST, help="default: best")
+    parser.add_argument(
+        "--unaveraged",
+        action="store_true",
+        help="with --checkpoint latest: the weights that NT-ASGD's last step left, not their average",
+    )
     parser.add_argument("--data", metavar="NAME", help="default: the data that the run was trained on")
     parser.add_argument(
         "--protocol",
@@ -220,7 +237,7 @@ def _parser() -> Parser:
         "--batch-size",
         type=int,
         metavar="N",
-        help=f"rows scored at a time; default {BATCH_SIZE}, with --pointer 1",
+        help="rows scored at a time; default: as many as pay, with --pointer 1",
     )
     parser.add_argument(
         "--window", type=int, metavar="T", help="steps scored at a time; default: the run's evaluation_window"
@@ -235,9 +252,14 @@ def _parser() -> Parser:
 def _scorer(args: argparse.Namespace, communicator: Communicator) -> Score:
     """What the flags ask for; an InputError where they contradict each other."""
     from train import cache_pointer, dynamic_evaluation
+    from train.run_folder import LATEST
 
     if args.pointer and args.dynamic:
         raise InputError("--pointer and --dynamic: cannot be combined; leave one of them out")
+    if args.unaveraged and args.checkpoint != LATEST:
+        raise InputError(
+            f"--unaveraged: needs --checkpoint {LATEST}, the only one that keeps both; got {args.checkpoint}"
+        )
     mode = "pointer" if args.pointer else "dynamic" if args.dynamic else None
     _refuse_idle_flags(args, mode)
     for name in ("batch_size", "window"):
@@ -252,7 +274,7 @@ def _scorer(args: argparse.Namespace, communicator: Communicator) -> Score:
         model,
         *stream_of(corpus, args.split),
         communicator,
-        args.batch_size or BATCH_SIZE,
+        args.batch_size or 0,
         args.window,
         description=f"scoring {args.split}",
         protocol=args.protocol,

@@ -90,6 +90,11 @@ def _configuration(tensors: Tensors, facts: dict[str, Any] | None, data: str | N
     """The exported run's knobs, where it is one; sizes are those of the weights."""
     sizes = model_knobs(tensors, where)
     if facts is None:
+        if "decoder.band_weight" in tensors:
+            raise InputError(
+                f"{where}: has an adaptive softmax, whose bands {companion_of(Path(where)).name} tells; "
+                "put that beside it"
+            )
         config = RunConfig(sizes, TrainConfig(data="unknown"))
     else:
         told = RunConfig.from_dict(facts["configuration"], str(companion_of(Path(where))))
@@ -127,6 +132,11 @@ def _vocabulary(
     if told is None:
         _check_rows(tensors, vocabulary, where)
     elif told.words != vocabulary.words:
+        if "decoder.band_weight" in tensors:
+            raise InputError(
+                f"--data {data}: numbers the words otherwise than the weights, whose adaptive softmax goes "
+                "by their numbers; leave --data out"
+            )
         order = _rows_of(told, vocabulary, data)
         tensors = {name: array[order] if name in _PER_WORD else array for name, array in tensors.items()}
     return vocabulary, tensors

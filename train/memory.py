@@ -12,7 +12,8 @@ from autograd.cublas import WORKSPACE_BYTES
 from autograd.errors import InputError
 from autograd.parallel import num_threads
 from minilstm import ModelConfig
-from minilstm.tied_softmax import BLOCK_WORDS, KEPT_BYTES
+from minilstm.lstm_kernels import panels_pay
+from minilstm.tied_softmax import KEPT_BYTES, words_at_a_time
 from minilstm.tied_softmax_cuda import workspace_bytes
 from train.config import TrainConfig
 
@@ -38,8 +39,9 @@ def memory_parts(model: ModelConfig, train: TrainConfig, rows: int) -> dict[str,
     activations += sum(_layer_floats(model, index, steps) for index in range(model.num_layers))
     activations += steps * model.output_size if model.temporal_activation_regularization else 0
     softmax = _softmax_floats(model, steps)
-    passing = max(_passing_floats(model, index, steps) for index in range(model.num_layers))
-    passing = max(passing - softmax, 0)  # it comes when the softmax's blocks are not there
+    # The softmax's blocks are not there then; but in the backward pass those whose gradients of W can wait.
+    defers = num_threads() > 1 and train.precision == "float32" and model.softmax == "full"
+    passing = max(_passing_floats(model, steps, defers * _kept_floats(model, steps)) - softmax, 0)
     logit_gradients = _block_of_logits(model, steps) * (HALF_BYTES + FLOAT_BYTES)  # one multiplied as float32
     copies = {
         "float16 parameters": parameters * HALF_BYTES,
@@ -63,7 +65,7 @@ def gpu_memory_parts(model: ModelConfig, train: TrainConfig, rows: int, ranks: i
     steps = train.window * rows // train.accumulate
     floats = _embedding_floats(model, steps)
     floats += sum(_layer_floats(model, index, steps) for index in range(model.num_layers))
-    floats += max(_passing_floats(model, index, steps) for index in range(model.num_layers))
+    floats += _passing_floats(model, steps)
     words = model.num_samples if model.softmax == "sampled" else model.vocab_size
     return {
         "parameters": parameters * (FLOAT_BYTES + 2 if mixed else FLOAT_BYTES),
@@ -143,39 +145,57 @@ def _layer_floats(model: ModelConfig, index: int, steps: int) -> int:
     return floats
 
 
-def _passing_floats(model: ModelConfig, index: int, steps: int) -> int:
-    """What the forward or the backward pass of one layer takes for as long as it runs."""
-    inputs, units = model.layer_sizes[index]
-    W_ih, W_hh = 4 * units * inputs, 4 * units * units
-    forward = 2 * W_hh + (0 if model.layer_norm else W_ih)  # scaled for one tanh, W_hh in panels too
-    backward = steps * (5 * units + inputs) + W_hh  # slopes, gradients; W_hh in panels
-    backward += W_ih if model.input_weight_keep_prob < 1 else 0  # what arrives at the masked weights
-    backward += W_hh if model.recurrent_weight_keep_prob < 1 else 0
-    return max(forward, backward)
+def _passing_floats(model: ModelConfig, steps: int, beside_backward: int = 0) -> int:
+    """What the forward or the backward pass of a layer takes for as long as it runs: the most of all layers.
+
+    Args:
+        beside_backward: what there is besides during the backward passes.
+    """
+    most = 0
+    for inputs, units in model.layer_sizes:
+        W_ih, W_hh = 4 * units * inputs, 4 * units * units
+        forward = W_hh if model.layer_norm else W_ih + 2 * W_hh  # scaled for one tanh; W_hh as steps read it
+        if model.layer_norm and panels_pay():
+            forward += W_hh  # padded, before it is cut
+        backward = steps * (5 * units + inputs) + W_hh  # slopes, gradients; W_hh as steps read it
+        backward += W_ih if model.input_weight_keep_prob < 1 else 0  # what arrives at the masked weights
+        backward += W_hh if model.recurrent_weight_keep_prob < 1 else 0
+        most = max(most, forward, backward + beside_backward)
+    return most
 
 
 def _block_of_logits(model: ModelConfig, steps: int) -> int:
-    """Elements of one block a thread."""
+    """Elements that all threads work on at a time."""
     words = model.num_samples if model.softmax == "sampled" else model.vocab_size
-    return _softmax_threads(words) * steps * min(BLOCK_WORDS, words)
+    return _softmax_threads(words, steps) * steps * min(_words_at_a_time(steps), words)
 
 
-def _softmax_threads(words: int) -> int:
-    return min(num_threads(), -(-words // BLOCK_WORDS))
+def _words_at_a_time(steps: int) -> int:
+    return words_at_a_time(steps, num_threads(), FLOAT_BYTES)
+
+
+def _softmax_threads(words: int, steps: int) -> int:
+    return min(num_threads(), -(-words // _words_at_a_time(steps)))
 
 
 def _softmax_floats(model: ModelConfig, steps: int) -> int:
     """Exponentials that are kept, one block a thread, and rows of W and of its gradient that are gathered:
     the drawn words', or the head's."""
-    softmaxes, words, gathered = 1, model.vocab_size, 0
+    words, gathered = model.vocab_size, 0
     if model.softmax == "sampled":
         words, gathered = model.num_samples, 2 * model.num_samples * model.output_size
     elif model.softmax == "adaptive":
-        bands = len(model.adaptive_bands)
-        softmaxes += bands  # at most: it depends on how many rows each band gets
-        gathered = 2 * (model.adaptive_bands[0] + bands) * (model.output_size + 1)
-    kept = min(softmaxes * KEPT_BYTES // FLOAT_BYTES, steps * words)
-    return kept + _softmax_threads(words) * steps * (BLOCK_WORDS + 2 * model.output_size) + gathered
+        gathered = 2 * (model.adaptive_bands[0] + len(model.adaptive_bands)) * (model.output_size + 1)
+    each = steps * (_words_at_a_time(steps) + 2 * model.output_size)
+    return _kept_floats(model, steps) + _softmax_threads(words, steps) * each + gathered
+
+
+def _kept_floats(model: ModelConfig, steps: int) -> int:
+    """Exponentials that are kept for the backward pass."""
+    words = model.num_samples if model.softmax == "sampled" else model.vocab_size
+    # An adaptive softmax is several: at most, for it depends on how many rows each band gets.
+    softmaxes = 1 + len(model.adaptive_bands) if model.softmax == "adaptive" else 1
+    return min(softmaxes * KEPT_BYTES // FLOAT_BYTES, steps * words)
 
 
 def describe(model: ModelConfig, train: TrainConfig, ranks: int) -> str:

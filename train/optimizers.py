@@ -26,7 +26,7 @@ from autograd.kernels import use_kernels
 from autograd.parallel import num_threads, run_parts, split_range
 from train.update_kernels import UpdateControls, adam_update, sgd_update
 
-PIECE = 1 << 17  # elements: with gradients, moments and scratch 2.5 MB, about one core's cache
+PIECE = 1 << 18  # elements: with gradients, moments and scratch 5 MB, about one core's share of the cache
 _DOT = 1 << 13  # elements of one dot product: shorter than BLAS would split among threads of its own
 
 AVERAGE = "average"

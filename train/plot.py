@@ -102,12 +102,13 @@ def plot_runs(paths: list[Path], out: Path) -> None:
     Raises:
         InputError: a run that `load_run` refuses, an unknown kind of picture, matplotlib not installed.
     """
+    runs = [load_run(path) for path in paths]  # first: a run that is not there has no place for its picture
     kind = out.suffix.lstrip(".").lower()
     if kind not in ("png", "svg", "pdf"):
         raise InputError(f"--out: expected a name ending in .png, .svg or .pdf; got {str(out)!r}")
     if not out.parent.is_dir():
         raise InputError(f"--out: there is no folder {out.parent}; make it first")
-    figure = draw([load_run(path) for path in paths])
+    figure = draw(runs)
     with atomic_write(out) as temporary:
         figure.savefig(temporary, format=kind, dpi=150)
 

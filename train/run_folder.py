@@ -327,14 +327,15 @@ def refuse_differences(path: Path, what: str, saved: dict[str, Any], own: dict[s
 
 
 def load_trained(
-    path: str | Path, which: str = BEST
+    path: str | Path, which: str = BEST, averaged: bool = True
 ) -> tuple[LanguageModel, RunConfig, Vocabulary, dict[str, Any]]:
     """A run's trained model, ready to be used; the run's folder is all that it takes.
 
     Args:
         path: the run's folder.
-        which: `best` or `latest`; the latest stands in for a best that is not there yet. Where the optimizer
-            averages, the weights are its average.
+        which: `best` or `latest`; the latest stands in for a best that is not there yet.
+        averaged: where the optimizer averages, the weights are its average; false: those that its last step
+            left, which the latest checkpoint alone keeps beside it.
 
     Returns:
         The model, the run's configuration, its vocabulary, and the checkpoint's facts.
@@ -357,7 +358,7 @@ def load_trained(
         )
     arrays, facts = load_checkpoint(file)
     model = LanguageModel(config.model_config(len(vocabulary)))
-    if f"optimizer/{AVERAGE}" in arrays:
+    if averaged and f"optimizer/{AVERAGE}" in arrays:
         arrays["parameters"] = arrays[f"optimizer/{AVERAGE}"]
     load_weights(file, model, arrays, facts, vocabulary.fingerprint())
     return model, config, vocabulary, facts

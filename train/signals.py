@@ -1,8 +1,7 @@
 """SIGTERM and SIGINT: a scheduler's, or a person's, wish that a command ends.
 
-Any command ends in order, with status 128 + signal, as soon as it hears of the wish (`end_on_sigterm`;
-Python itself turns SIGINT into KeyboardInterrupt). A training run first makes its step, agrees with the other
-ranks on where to stop, and saves (`StopRequest`).
+Any command ends in order, with status 128 + signal, as soon as it hears of the wish (`end_in_order`). A
+training run first makes its step, agrees with the other ranks on where to stop, and saves (`StopRequest`).
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from train.communicator import Communicator
+if TYPE_CHECKING:
+    from train.communicator import Communicator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ONE_WISH = 0.2  # seconds: a terminal and a launcher may both pass on the same key press
@@ -36,11 +36,32 @@ def name_of(signal_number: int) -> str:
     return signal.Signals(signal_number).name
 
 
-def end_on_sigterm() -> None:
-    """From here on the first SIGTERM raises SystemExit with status 143, so that what is half written is
-    removed; a second one ends the process at once."""
-    if _may_handle(signal.SIGTERM):
-        signal.signal(signal.SIGTERM, _raise_exit)
+def end_at_once() -> None:
+    """From here on SIGTERM and SIGINT end the process whatever it is doing, without Python's doing anything.
+
+    For the time in which MPI is joined or left: a rank that left it by an exception would wait in MPI's own
+    end for the others, who wait for it in theirs.
+    """
+    _handle_both(signal.SIG_DFL)
+
+
+def hear_no_more() -> None:
+    """From here on SIGTERM and SIGINT do nothing: this process is ending, and its status stands."""
+    _handle_both(signal.SIG_IGN)
+
+
+def _handle_both(handler: signal.Handlers) -> None:
+    for number in SIGNALS:
+        if _may_handle(number):
+            signal.signal(number, handler)
+
+
+def end_in_order() -> None:
+    """From here on the first SIGTERM raises SystemExit with status 143, and SIGINT KeyboardInterrupt, so that
+    what is half written is removed; a second SIGTERM ends the process at once."""
+    for number, handler in ((signal.SIGTERM, _raise_exit), (signal.SIGINT, signal.default_int_handler)):
+        if _may_handle(number):
+            signal.signal(number, handler)
 
 
 def _raise_exit(number: int, frame: FrameType | None) -> NoReturn:

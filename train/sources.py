@@ -14,7 +14,6 @@ import numpy as np
 
 from autograd.errors import InputError
 from train.corpus import SPLITS
-from train.download import download, unpack
 from train.files import exclusive_lock, made_folder
 from train.nearest import nearest
 from train.text import BLOCK, Text, file_text, memory_text
@@ -108,6 +107,8 @@ class WikiTextArchive(SplitFolder):
         return super().splits()
 
     def _fetch(self) -> None:
+        from train.download import download, unpack  # and with it HTTP and TLS, which no other run needs
+
         source = ARCHIVES[self.name]
         archive = self.folder.with_name(f"{self.name}-v1.zip")
         with made_folder(archive.parent), exclusive_lock(archive):

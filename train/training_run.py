@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
-from pathlib import Path
 from typing import Any, NoReturn
-
-import numpy as np
 
 from autograd.errors import InputError
 from autograd.profile import span, spans_of
 from minilstm import LanguageModel, MaskStream
 from train.agreement import check_agreement
-from train.batches import Batches, RankRows, Windows
+from train.batches import Batches, RankRows
 from train.checkpoint import load_checkpoint, load_newest
 from train.clock import Clock
 from train.communicator import Communicator
-from train.config import RunConfig, TrainConfig
+from train.config import RunConfig
 from train.corpus import Corpus
 from train.device import Host
 from train.device_step import DeviceStep
-from train.environment import environment
+from train.ending import end_run
 from train.evaluate import evaluate
-from train.files import atomic_write
-from train.generate import as_text, generate
-from train.log import TrainingDisplay, duration, format_perplexity
+from train.log import TrainingDisplay
 from train.memory import told_of_gpu_memory
 from train.metrics import MetricsLog, read_metrics
-from train.mixed_precision import LossScaler, make_loss_scaler
-from train.optimizers import NTASGD, SGD, Adam, Optimizer
+from train.mixed_precision import LossScaler
+from train.plan import make_optimizer, make_scaler, schedule_of, total_steps, windows_of
 from train.profile import DATA, STEP, StepProfile
 from train.rank_watch import RankWatch, last_signs
 from train.run_folder import (
@@ -43,7 +36,6 @@ from train.run_folder import (
     restore_run,
     save_run,
 )
-from train.schedules import make_schedule
 from train.signals import StopRequest, StopRequestedError, name_of
 from train.step import StepResult, TrainingStep, finite_state
 
@@ -69,19 +61,7 @@ class TrainingRun:
         self.windows = windows_of(train)
         self.batches = Batches(self._reader("train"), num_tokens, train.batch_size, self.windows, rows)
         self.total_steps = total_steps(train, self.batches.length)
-        self.schedule = make_schedule(
-            train.schedule,
-            train.learning_rate,
-            warmup_steps=train.warmup_steps,
-            decay_factor=train.decay_factor,
-            decay_steps=train.decay_steps,
-            milestones=[
-                self.windows.count(epochs, self.batches.length, self.total_steps)
-                for epochs in train.decay_epochs
-            ],
-            total_steps=self.total_steps,
-            final_learning_rate=train.final_learning_rate,
-        )
+        self.schedule = schedule_of(train, self.batches.length)
         self.model = LanguageModel(config.model_config(len(corpus.vocabulary)), seed=train.seed)
         self.model.move_to(self.device.xp)
         self.optimizer = make_optimizer(self.model, train)
@@ -443,9 +423,7 @@ class TrainingRun:
         ):
             test = self._evaluate("test", write=not self._is_tested())
         if root:
-            self._write_result(test)
-            _plot(self.folder)
-            self._print_summary(test)
+            end_run(self, test)
 
     def _is_tested(self) -> bool:
         """Whether metrics.jsonl has the test split's row already: this is a finished run, resumed."""
@@ -454,101 +432,9 @@ class TrainingRun:
             for row in read_metrics(self.folder.metrics)
         )
 
-    def _write_result(self, test: dict[str, Any]) -> None:
-        position = self.position
-        result = {
-            "valid": position.best,
-            "test": test,
-            "steps": position.step,
-            "tokens": position.tokens,
-            "seconds": position.seconds,
-            "tokens_per_second": position.tokens / max(position.seconds, 1e-9),
-            "parameters": self.model.config.num_parameters(),
-            "ranks": self.communicator.size,
-            "seed": self.train_config.seed,
-            "configuration": self.config.to_dict(),
-            "vocabulary": self.corpus.fingerprint,
-            "environment": environment(),
-        }
-        with atomic_write(self.folder.result) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-    def _print_summary(self, test: dict[str, Any]) -> None:
-        position, vocabulary = self.position, self.corpus.vocabulary
-        assert position.best is not None
-        print(f"trained on {position.tokens:,} tokens in {duration(position.seconds)}")
-        print(
-            f"valid perplexity {format_perplexity(position.best['perplexity'])}, "
-            f"test perplexity {format_perplexity(test['perplexity'])}"
-        )
-        print(f"({test['protocol']}; weights of step {position.best['step']:,})")
-        words = generate(self.model, vocabulary, [], 40, temperature=0.8, seed=self.train_config.seed)
-        print("it writes: " + "".join(as_text(vocabulary.words[word]) for word in words).replace("\n", "/ "))
-        print(f"run: {self.folder.path}")
-
     def _reader(self, split: str) -> Any:
         return lambda start, stop: self.corpus.read(split, start, stop)
 
     def _epochs_done(self) -> float:
         position = self.position
         return position.epoch + position.window / self.batches.num_windows(position.epoch)
-
-
-def windows_of(train: TrainConfig) -> Windows:
-    """How the configuration cuts each epoch into windows."""
-    return Windows(train.window, train.seed, train.random_start, train.variable_window, train.shuffle_windows)
-
-
-def total_steps(train: TrainConfig, length: int) -> int:
-    """Updates of the whole run: the epochs', or fewer if max_steps or max_tokens say so.
-
-    Args:
-        train: epochs, the windows, batch_size and the two limits.
-        length: steps of time in a row of the batch, as `Batches.length`.
-    """
-    limit = train.max_steps or None
-    if train.max_tokens:
-        return _steps_to_tokens(train, length, limit)
-    return windows_of(train).count(train.epochs, length, limit)
-
-
-def _steps_to_tokens(train: TrainConfig, length: int, limit: int | None) -> int:
-    """Updates until max_tokens are trained on or the epochs are over, `limit` at most."""
-    windows, steps_of_time = windows_of(train), -(-train.max_tokens // train.batch_size)
-    epoch = steps = 0
-    if windows.all_epochs_alike:  # whole ones need no counting
-        epoch = min(train.epochs, steps_of_time // length)
-        steps, steps_of_time = windows.count(epoch, length), steps_of_time - epoch * length
-    while epoch < train.epochs and steps_of_time > 0 and (limit is None or steps < limit):
-        starts, stops = windows.cut(epoch, length).T
-        done = np.cumsum(stops - starts)
-        steps += min(len(done), int(np.searchsorted(done, steps_of_time)) + 1)
-        epoch, steps_of_time = epoch + 1, steps_of_time - int(done[-1])
-    return steps if limit is None else min(steps, limit)
-
-
-def make_optimizer(model: LanguageModel, train: TrainConfig) -> Optimizer:
-    """The optimizer that the configuration names, over the model's weights."""
-    weights, rate, decay = model.flat_parameters, train.learning_rate, train.weight_decay
-    if train.optimizer == "sgd":
-        return SGD(weights, rate, momentum=train.momentum, weight_decay=decay)
-    if train.optimizer == "nt_asgd":
-        return NTASGD(weights, rate, nonmono=train.nonmono, weight_decay=decay)
-    return Adam(weights, rate, train.beta1, train.beta2, train.epsilon, weight_decay=decay)
-
-
-def make_scaler(train: TrainConfig) -> LossScaler | None:
-    """What scales the loss of a mixed run; None in float32."""
-    if train.precision == "float32":
-        return None
-    return make_loss_scaler(train.loss_scaler, train.initial_loss_scale, train.loss_scale_growth_steps)
-
-
-def _plot(folder: RunFolder) -> None:
-    """The learning curves, where matplotlib is installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        print("no plot: matplotlib is not installed (pip install 'minilstm[plot]')")
-        return
-    from train.plot import plot_runs
-
-    plot_runs([Path(folder.path)], folder.plot)

@@ -55,8 +55,8 @@ for ours, theirs in zip(block_grads, plain_grads, strict=True):
 assert block_peak < plain_peak / 2
 
 # %% [markdown]
-# The same loss, the same gradients. What is left of the memory does not grow with N · V: a fixed 32 MB of
-# kept exponentials, a block a thread, and the gradients themselves.
+# The same loss, the same gradients. What is left of the memory does not grow with N · V: one block of
+# 48 MB at most for logits and their exponentials, and the gradients themselves.
 #
 # ## How
 #
