@@ -202,7 +202,8 @@ def test_normalised_cells_are_shown_and_proven_before_and_after(browser, written
         "[...document.querySelectorAll('#ledger li > .soft')].map(node => node.textContent.trim())"
     )
     assert ledger == ["(6)", "(7)", "(55)", "(56)", "(9)", "(57)", "(59)", "(60)"]
-    assert browser.run("!document.querySelector('#memory-why').hidden")
+    hidden = "['plain', 'normalised'].map(cell => document.querySelector(`#memory-${cell}`).hidden)"
+    assert browser.run(hidden) == [True, False]
     assert browser.run("document.documentElement.scrollWidth") <= PHONE[0]
     assert browser.complaints == []
 

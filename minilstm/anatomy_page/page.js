@@ -383,7 +383,8 @@ function showMemory() {
   $("memory-said").textContent = T === 1 ? "A sentence of one step has nothing to remember." :
     `Of the ${name} of the last step, there is left at the first, ${T - 1} steps back: ${curves.map(left_over).join("; ")}. ` +
     `The learned gates are ${number(mean, 2)} in the mean, those of the unit that forgets least ${number(most, 2)}.`;
-  $("memory-why").hidden = !normalizes();
+  $("memory-plain").hidden = normalizes();
+  $("memory-normalised").hidden = !normalizes();
   table($("memory-table"), ["step", "reads", ...data.memory.map(curveName)],
     data.next.map((_, t) => [String(t + 1), wordNode(t), ...curves.map(curve => curve[t])]));
 }
