@@ -1,5 +1,7 @@
 """Fixtures that several test files use."""
 
+import signal
+
 import numpy as np
 import pytest
 from host_runner import HostRunner, can_compile_for_host
@@ -57,3 +59,11 @@ class Device:
 
     def numpy(self, array):
         return array if self.xp is np else self.xp.asnumpy(array)
+
+
+@pytest.fixture
+def interruptible():
+    """A shell's background job ignores SIGINT, and so would what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -1,6 +1,8 @@
 """The command: from a run and labelled texts to a classifier that can be used, and what it refuses."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -90,7 +92,7 @@ def test_the_same_seed_gives_equal_bits_and_another_one_others(run, data, tmp_pa
 @pytest.mark.parametrize("flags", [(), ("--unfreeze", "gradual", "--layer-decay", "2.6")])
 def test_a_killed_training_goes_on_with_equal_bits(run, data, tmp_path, monkeypatch, flags):
     make(run, data, tmp_path / "whole", *flags)
-    epoch, done = classify.ClassifierTraining._epoch, []
+    epoch, done = classify.ClassifierTraining._updates, []
 
     def killed_in_the_second(self, *arguments):
         done.append(len(done))
@@ -99,17 +101,53 @@ def test_a_killed_training_goes_on_with_equal_bits(run, data, tmp_path, monkeypa
         return epoch(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(classify.ClassifierTraining, "_epoch", killed_in_the_second)
+        patch.setattr(classify.ClassifierTraining, "_updates", killed_in_the_second)
         with pytest.raises(KeyboardInterrupt):
             make(run, data, tmp_path / "killed", *flags)
     make(run, data, tmp_path / "killed", "--resume", *flags)
-    for which in ("best", "latest"):
-        whole, killed = (weights(tmp_path / name, which) for name in ("whole", "killed"))
-        assert all(np.array_equal(whole[name], killed[name]) for name in whole)
-    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
-    assert [[row["step"], row.get("loss")] for row in rows[0]] == [
-        [r["step"], r.get("loss")] for r in rows[1]
-    ]
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def contents(out):
+    """Weights and rows, but for times."""
+    found = {which: {k: v.tobytes() for k, v in weights(out, which).items()} for which in ("best", "latest")}
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(out / "metrics.jsonl")]
+    return found, rows
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("flags", [(), ("--unfreeze", "gradual", "--layer-decay", "2.6")])
+def test_a_training_that_is_told_to_stop_saves_and_goes_on_with_equal_bits(
+    run, data, tmp_path, monkeypatch, flags
+):
+    """Asked in the middle of an epoch, and then twice in the validation after it."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    make(run, data, whole, *flags)
+
+    def stop(method, number, count, *more):
+        """Signal this process when the method is called for the count-th time: it must exit, saved."""
+        calls, original = [], getattr(Classifier, method)
+
+        def signalled(self, *arguments):
+            calls.append(1)
+            if len(calls) == count:
+                os.kill(os.getpid(), number)
+            return original(self, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Classifier, method, signalled)
+            with pytest.raises(SystemExit) as ended:
+                make(run, data, stopped, *more, *flags)
+        assert ended.value.code == 128 + number
+        return load_checkpoint(stopped / "checkpoints" / "latest.h5")[1]["position"]
+
+    position = stop("loss", signal.SIGTERM, 9)  # the third update of the second epoch of six
+    assert (position["step"], position["epoch"], len(position["losses"])) == (9, 1, 3)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        position = stop("log_probs", number, 1, "--resume")
+        assert (position["step"], position["epoch"], position["pending"]) == (12, 2, True)
+    make(run, data, stopped, "--resume", *flags)
+    assert contents(stopped) == contents(whole)
 
 
 @pytest.mark.parametrize(("select", "best_epoch"), [("accuracy", 2), ("macro_f1", 1), ("loss", 3)])
@@ -117,8 +155,8 @@ def test_the_best_weights_are_those_of_the_best_epoch(run, data, tmp_path, monke
     accuracies, f1s, losses = [0.7, 0.9, 0.9], [0.8, 0.6, 0.7], [0.4, 0.5, 0.3]
     score, seen, weights_at = classify.ClassifierTraining._score, [], {}
 
-    def planned(self, part):
-        found = score(self, part)
+    def planned(self, part, *more):
+        found = score(self, part, *more)
         seen.append(part)
         if part == "test":
             weights_at["test"] = self.classifier.head.parameters[0].data.copy()

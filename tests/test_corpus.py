@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from autograd.errors import InputError
-from train.corpus import Vocabulary, open_corpus
+from train.corpus import Vocabulary, joined, open_corpus
 
 WORDS = ["the", "<eos>", "<unk>", "café"]
 
 
-def write_tokens(path, **changes):
+def write_tokens(path, first_version=False, **changes):
     """A small sound file; `changes` replace attributes or data sets by name, None leaves one out."""
     content = {
         "format": "minilstm-tokens",
-        "version": 1,
+        "version": 1 if first_version else 2,
         "recipe": json.dumps({"min_count": 1}),
         "sources": json.dumps([{"name": "text", "bytes": 3, "sha256": "0"}]),
         "outside_vocabulary": json.dumps({"train": 0, "valid": 1, "test": 0}),
@@ -24,7 +24,7 @@ def write_tokens(path, **changes):
         "train": np.array([0, 3, 1, 0, 2, 1], np.int32),
         "valid": np.array([2, 1], np.int32),
         "test": np.array([3, 1], np.int32),
-        "vocabulary": np.array(WORDS, dtype=h5py.string_dtype()),
+        "vocabulary": (strings if first_version else words)(*WORDS),
         "counts": np.array([2, 2, 1, 1]),
         **changes,
     }
@@ -33,12 +33,22 @@ def write_tokens(path, **changes):
             if isinstance(value, np.ndarray):
                 file[name] = value
             elif value is not None:
-                file.attrs[name] = value
+                fixed = isinstance(value, str) and not first_version
+                file.attrs[name] = np.bytes_(value.encode()) if fixed else value
     return path
 
 
-def test_what_was_written_is_read(tmp_path):
-    with open_corpus(write_tokens(tmp_path / "tokens.h5")) as corpus:
+def strings(*words):
+    return np.array(words, dtype=h5py.string_dtype())
+
+
+def words(*words):
+    return joined([word.encode() for word in words])
+
+
+@pytest.mark.parametrize("first_version", [False, True])
+def test_what_was_written_is_read(tmp_path, first_version):
+    with open_corpus(write_tokens(tmp_path / "tokens.h5", first_version)) as corpus:
         assert corpus.vocabulary.words == WORDS
         assert [corpus.num_tokens(split) for split in ("train", "valid", "test")] == [6, 2, 2]
         np.testing.assert_array_equal(corpus.read("train", 1, 4), np.array([3, 1, 0], np.int32))
@@ -79,23 +89,19 @@ def test_vocabulary_encodes_and_reports_unknown_words():
 
 def test_the_fingerprint_is_that_of_the_words_in_their_order(tmp_path):
     fingerprints = []
-    for number, words in enumerate((WORDS, WORDS, WORDS[::-1], [*WORDS[:3], "cafe"])):
-        vocabulary = np.array(words, dtype=h5py.string_dtype())
+    for number, listed in enumerate((WORDS, WORDS, WORDS[::-1], [*WORDS[:3], "cafe"])):
+        vocabulary = words(*listed)
         with open_corpus(write_tokens(tmp_path / f"{number}.h5", vocabulary=vocabulary)) as corpus:
             fingerprints.append(corpus.fingerprint)
     assert fingerprints[0] == fingerprints[1]
     assert len(set(fingerprints)) == 3
 
 
-def strings(*words):
-    return np.array(words, dtype=h5py.string_dtype())
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"format": "other"}, "format is 'other'"),
-        ({"version": 2}, "version is 2, and this program reads up to 1"),
+        ({"version": 3}, "version is 3, and this program reads up to 2"),
         ({"version": "1"}, "version is 1,"),
         ({"complete": None}, "lacks complete"),
         ({"complete": False}, "never finished"),
@@ -110,9 +116,13 @@ def strings(*words):
         ),
         ({"test": np.array([0, -1], np.int32)}, r"test\[1\] is -1, outside"),
         ({"counts": np.array([1, 2, 3])}, "4 words but 3 counts"),
-        ({"vocabulary": np.arange(4)}, "not a list of strings"),
-        ({"vocabulary": strings("a", "a", "<unk>", "<eos>")}, "expected 4 different words, got 3"),
-        ({"vocabulary": strings("a", "b", "c", "<eos>")}, "expected the word <unk>"),
+        ({"vocabulary": np.arange(4)}, r"vocabulary is int64 \(4,\), which should be uint8"),
+        ({"vocabulary": strings(*WORDS)}, r"vocabulary is object \(4,\), which should be uint8"),
+        ({"vocabulary": np.array([255, 254], np.uint8)}, "can't decode byte"),
+        ({"vocabulary": words("a", "a", "<unk>", "<eos>")}, "expected 4 different words, got 3"),
+        ({"vocabulary": words("a", "b", "c", "<eos>")}, "expected the word <unk>"),
+        ({"first_version": True, "vocabulary": np.arange(4)}, "not a list of strings"),
+        ({"first_version": True, "version": 2}, "its format is of variable length"),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line_that_names_it(tmp_path, changes, message):

@@ -5,6 +5,7 @@ Each mend has its file below: what the fuzzing found is never found again.
 
 import importlib.util
 import io
+import json
 import zipfile
 
 import h5py
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from test_corpus import write_tokens
 
 from autograd.errors import InputError
+from train import hdf5
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import TrainConfig, load_run_config
 from train.corpus import open_corpus
 from train.download import unpack
@@ -70,8 +73,8 @@ def test_damaged_files_are_refused_in_one_line(name, tmp_path):
 
 
 def replaced(path, name, make):
-    """A sound token file of which one data set was made anew."""
-    write_tokens(path)
+    """A sound token file of which one data set was made anew; texts are in those of the first version."""
+    write_tokens(path, first_version=name == "vocabulary")
     with h5py.File(path, "r+") as file:
         del file[name]
         make(file)
@@ -145,7 +148,7 @@ def test_a_token_file_may_not_ask_for_more_than_it_holds(tmp_path, name, make, m
         {"version": "1"},
         {"complete": np.ones(2)},
         {"recipe": "[1]"},
-        {"recipe": "[" * 60_000},
+        {"recipe": "[" * 50_000},
         {"sources": "[1]"},
         {"outside_vocabulary": 7},
     ],
@@ -221,3 +224,51 @@ def test_the_seeds_of_the_tokens_are_what_prepare_makes(tmp_path):
     with open_corpus(ensure_prepared(tmp_path / "text.txt", tmp_path)) as corpus:
         assert corpus.num_tokens("train") == 4
     assert tokens_bytes(tmp_path).startswith(b"\x89HDF")
+
+
+def damage_a_heap(path, number):
+    """Give the first text of a heap of texts a length with which HDF5 comes no further."""
+    content = path.read_bytes()
+    places = [place for place in range(len(content)) if content.startswith(b"GCOL", place)]
+    path.write_bytes(bytes_at(content, places[number] + 24, b"\xf8" + b"\xff" * 7))
+
+
+def checkpoint_of_version_2(path):
+    save_checkpoint(path, {"parameters": np.ones(3)}, {})
+    with h5py.File(path, "r+") as file:
+        for name in ("format", "checksum"):
+            file.attrs[name] = file.attrs[name].decode()
+        file.attrs["version"] = 2
+
+
+def first_version_with_its_words_apart(path):
+    write_tokens(path, first_version=True, recipe=json.dumps({"min_count": 1, "more": "x" * 5000}))
+
+
+@pytest.mark.parametrize(
+    ("make", "load", "heap"),
+    [
+        (checkpoint_of_version_2, load_checkpoint, 0),
+        (first_version_with_its_words_apart, open_corpus, 0),
+        (first_version_with_its_words_apart, open_corpus, -1),
+    ],
+    ids=["checkpoint", "tokens", "words"],
+)
+def test_a_file_of_before_that_hdf5_comes_to_no_end_with_is_refused(tmp_path, monkeypatch, make, load, heap):
+    monkeypatch.setattr(hdf5, "_READ_TEXTS", hdf5._READ_TEXTS.replace("(10, 10)", "(1, 1)"))
+    path = tmp_path / "file.h5"
+    make(path)
+    load(path)
+    damage_a_heap(path, heap)
+    with pytest.raises(InputError, match="its texts cannot be read"):
+        load(path)
+
+
+def test_files_have_no_heap_that_could_be_damaged_so(tmp_path):
+    (tmp_path / "text.txt").write_text("a b a\nb a b\na a b\n")
+    prepared = ensure_prepared(tmp_path / "text.txt", tmp_path)
+    save_checkpoint(tmp_path / "latest.h5", {"parameters": np.ones(3)}, {})
+    write_tokens(tmp_path / "before.h5", first_version=True)
+    heaps = [b"GCOL" in path.read_bytes() for path in (prepared, tmp_path / "latest.h5")]
+    assert heaps == [False, False]
+    assert b"GCOL" in (tmp_path / "before.h5").read_bytes()

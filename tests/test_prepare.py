@@ -379,3 +379,19 @@ def test_the_command_says_what_came_out(tmp_path):
     ]
     with h5py.File(tmp_path / "text-min2.h5") as file:
         assert json.loads(file.attrs["recipe"])["min_count"] == 2
+
+
+def test_a_disk_that_fills_meanwhile_is_one_line_and_nothing_written(tmp_path):
+    """Left with a file that it cannot close, HDF5 would crash the process at its end."""
+    (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 20_000)
+    code = f"""
+import resource
+from train import prepare
+from train.commands import run
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
+run(lambda: prepare.main([{str(tmp_path / "text.txt")!r}, "--out", {str(tmp_path / "out" / "t.h5")!r}]))
+"""
+    result = run_ranks(1, code)
+    assert (result.returncode, result.stderr.count("error:")) == (2, 1)
+    assert result.stderr.endswith("t.h5: File too large\n")
+    assert os.listdir(tmp_path) == ["text.txt"]

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from mpi import ROOT, kill, start_ranks
+from mpi import ROOT, find_mpirun, kill, start_ranks
 from tiny import flags, write_text
 
 from train import wt103
@@ -196,7 +196,8 @@ def test_a_real_run_of_two_ranks_ends_and_names_the_rank(tmp_path, number):
     text, run = write_text(tmp_path / "text.txt"), tmp_path / "run"
     env = {"MINILSTM_DATA": str(tmp_path / "prepared")}
     knobs = {"epochs": 100_000, "save_every": 20, "rank_timeout": 2, "log_every": 1000}
-    process = start_ranks(2, "train.wt103", *flags(text, run, **knobs), env=env)
+    ranks = [find_mpirun(), "-np", "2", sys.executable, "-m", "train.wt103", *flags(text, run, **knobs)]
+    process = start_ranks(1, "train.supervise", "--restart-on-failure", "0", "--", *ranks, env=env)
     try:
         deadline = time.monotonic() + 60
         sign_file = run / "ranks" / "rank-1-of-2.json"
@@ -213,7 +214,8 @@ def test_a_real_run_of_two_ranks_ends_and_names_the_rank(tmp_path, number):
         assert "error: rank 1 of 2" in error
         assert "its process is stopped), last seen after step" in error
     # The launcher of MPICH ends the others of a killed rank faster than they can speak, and names the process
-    # alone; what it was doing is kept.
+    # alone; who that was and what it was doing is kept, and supervise tells.
     left = {sign.rank: sign for sign in last_signs(run / "ranks")}
     assert left[1].pid == sign.pid
     assert left[1].step >= sign.step
+    assert f"supervise: {left[1]} was last seen after step {left[1].step:,}" in error

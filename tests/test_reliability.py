@@ -26,12 +26,7 @@ from train.wt103 import main
 OLD_RUN = Path(__file__).parent / "old_run"
 
 
-@pytest.fixture(autouse=True)
-def _interruptible():
-    """A shell's background job ignores SIGINT, and so would what it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 @pytest.fixture

@@ -13,13 +13,7 @@ from train.communicator import SingleProcess
 from train.evaluate import evaluate
 from train.signals import StopRequest, StopRequestedError
 
-
-@pytest.fixture(autouse=True)
-def _interruptible():
-    """A shell's background job ignores SIGINT, and so would what it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -5,8 +5,9 @@ and on its root the attributes `format`, `version` and `checksum`: BLAKE2b-256 o
 array, each with its name, type and shape, verified at loading. Every dataset is stored plainly (contiguous,
 inside the file), so that a file cannot ask for more memory than its own size.
 
-Versions: 1, and 2, since which a run's position says whether the validation of its step is still to be made
-(a run may now end on a signal in the middle of one). Older files are read, as `_UPGRADES` says.
+Versions: 1; 2, since which a run's position says whether the validation of its step is still to be made (a
+run may now end on a signal in the middle of one); 3, since which the attributes are of fixed length. Older
+files are read, as `_UPGRADES` says.
 """
 
 import hashlib
@@ -19,12 +20,14 @@ import numpy as np
 
 from autograd.errors import InputError
 from train.files import atomic_write, versions
+from train.hdf5 import LIBVER, NewFile, attribute, fixed, try_texts
 
 if TYPE_CHECKING:
     import h5py
 
 FORMAT = "minilstm-checkpoint"
-VERSION = 2
+VERSION = 3
+_FIXED = 3  # the first version without texts of variable length
 _PIECE = 16 << 20  # bytes hashed at once
 _NUMBERS = "biufc"  # kinds of array that are kept: plain numbers, nothing that needs code to be read
 
@@ -54,9 +57,8 @@ def save_checkpoint(
     try:
         with (
             atomic_write(path, keep) as temporary,
-            _FileForHDF5(temporary) as kept_open,
-            # From format 1.10 on HDF5 guards its own structures by checksums too: torn ones are not followed.
-            h5py.File(kept_open, "w", libver=("v110", "v110")) as file,
+            NewFile(temporary) as kept_open,
+            h5py.File(kept_open, "w", libver=LIBVER) as file,
         ):
             _write(file, description, arrays)
     except OSError as error:
@@ -72,71 +74,9 @@ def _write(file: "h5py.File", description: np.ndarray, arrays: dict[str, np.ndar
             raise TypeError(f"a checkpoint holds arrays of numbers; {name} is of type {plain.dtype}")
         file.create_dataset(name, data=plain)
         checksum.add(name, plain)
-    file.attrs["format"] = FORMAT
+    file.attrs["format"] = fixed(FORMAT)
     file.attrs["version"] = VERSION
-    file.attrs["checksum"] = checksum.hexdigest()
-
-
-class _FileForHDF5:
-    """A new file for HDF5 to write to. After the first error it takes all that comes and keeps nothing.
-
-    HDF5 cannot close a file whose last pieces it cannot write, on a full disk say, and crashes the process
-    when that ends. So it is let finish, and the error is raised when this context is left.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb+", buffering=0)  # noqa: SIM115 - closed by __exit__
-        self._position = self._end = 0
-        self._error: OSError | None = None
-
-    def __enter__(self) -> "_FileForHDF5":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        if self._error:
-            raise self._error
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origins = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._end}
-        self._position = origins[whence] + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._position)
-        read = self._file.readinto(buffer) or 0
-        self._position += read
-        return read
-
-    def read(self, size: int = -1) -> bytes:
-        raise NotImplementedError("HDF5 reads by readinto")  # the method's being there makes this a file
-
-    def write(self, content: Any) -> int:
-        left = memoryview(content)
-        try:
-            while left and not self._error:
-                written = os.pwrite(self._file.fileno(), left, self._position + len(content) - len(left))
-                left = left[written:]
-        except OSError as error:
-            self._error = error
-        self._position += len(content)
-        self._end = max(self._end, self._position)
-        return len(content)
-
-    def truncate(self, size: int) -> int:
-        self._end = size
-        try:
-            if not self._error:
-                self._file.truncate(size)
-        except OSError as error:
-            self._error = error
-        return size
-
-    def flush(self) -> None:
-        pass  # nothing is held back here; atomic_write brings it to the disk
+    file.attrs["checksum"] = fixed(checksum.hexdigest())
 
 
 class Newest(NamedTuple):
@@ -180,8 +120,7 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dic
     try:
         # A file under its final name is never written again: nothing to lock, and some file systems cannot.
         with h5py.File(path, "r", locking=False) as file:
-            _check_format(path, file)
-            return _read(path, file)
+            return _read(path, file, _check_format(path, file))
     except InputError:
         raise
     except PermissionError:
@@ -211,23 +150,32 @@ def _in_order(arrays: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(f"arrays/{name}", arrays[name]) for name in sorted(arrays)]
 
 
-def _check_format(path: str | os.PathLike, file: "h5py.File") -> None:
-    """Refuse what is not a checkpoint, or is one that this version does not know."""
-    form = file.attrs.get("format")
-    if form != FORMAT:
+def _check_format(path: str | os.PathLike, file: "h5py.File") -> int:
+    """The file's version; refuses what is not a checkpoint, or is one that this version does not know."""
+    stored = attribute(file, "version")
+    version = int(stored) if isinstance(stored, np.integer) else 0
+    if version < _FIXED:
+        try:
+            try_texts(file)
+        except InputError as error:
+            raise _damaged(path, str(error)) from None
+    form = attribute(file, "format", variable=version < _FIXED)
+    if not (isinstance(form, str) and form == FORMAT):
         raise InputError(
-            f"{path} is an HDF5 file but not a checkpoint: expected format {FORMAT!r}, found {form!r}"
+            f"{path} is an HDF5 file but not a checkpoint: expected format {FORMAT!r}, found {form!r:.60}"
         )
-    version = int(file.attrs["version"])
     if version > VERSION:
         raise InputError(
             f"{path} is a checkpoint of version {version}, this program reads up to {VERSION}: update it"
         )
     if version < 1:
         raise _damaged(path, f"there is no version {version}")
+    return version
 
 
-def _read(path: str | os.PathLike, file: "h5py.File") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _read(
+    path: str | os.PathLike, file: "h5py.File", version: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     datasets = _datasets(path, file)
     checksum = _Checksum()
     meta = _load(file["meta"])
@@ -236,10 +184,10 @@ def _read(path: str | os.PathLike, file: "h5py.File") -> tuple[dict[str, np.ndar
     for name, dataset in _in_order(datasets):
         arrays[name.removeprefix("arrays/")] = _load(dataset)
         checksum.add(name, arrays[name.removeprefix("arrays/")])
-    if checksum.hexdigest() != file.attrs["checksum"]:
+    if checksum.hexdigest() != attribute(file, "checksum", variable=version < _FIXED):
         raise _damaged(path, "its contents do not match its checksum")
     description = json.loads(meta.tobytes())
-    for upgrade in _UPGRADES[int(file.attrs["version"]) - 1 :]:
+    for upgrade in _UPGRADES[version - 1 :]:
         upgrade(description)
     return arrays, description
 
@@ -250,7 +198,7 @@ def _to_version_2(meta: dict[str, Any]) -> None:
         meta["position"] |= {"pending": False, "skipped_steps": 0, "bad_steps": 0}
 
 
-_UPGRADES = (_to_version_2,)  # each from the version before, in place
+_UPGRADES = (_to_version_2,)  # each from the version before, in place; to version 3 only the file changed
 
 
 def _load(dataset: "h5py.Dataset") -> np.ndarray:

@@ -11,7 +11,7 @@ Read in this order: `text_features`, `Head`, `Classifier`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -238,12 +238,21 @@ class Classifier:
         chosen = F.log_softmax(logits)[np.arange(len(labels)), labels]
         return -F.mean(chosen * class_weights[labels].astype(logits.dtype))
 
-    def log_probs(self, texts: Sequence[np.ndarray], batch_size: int = 64) -> np.ndarray:
-        """log P(class) (N, classes), float64, of N texts; no dropout, texts of like length side by side."""
+    def log_probs(
+        self,
+        texts: Sequence[np.ndarray],
+        batch_size: int = 64,
+        before_each: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        """log P(class) (N, classes), float64, of N texts; no dropout, texts of like length side by side.
+
+        `before_each` is called before each batch, and may leave by an exception.
+        """
         result = np.empty((len(texts), len(self.config.classes)))
         by_length = np.argsort([-len(text) for text in texts], kind="stable")
         with no_backprop_mode(), evaluation_mode():
             for start in range(0, len(texts), batch_size):
+                before_each()
                 chosen = by_length[start : start + batch_size]
                 logits = self.logits([texts[k] for k in chosen])
                 result[chosen] = log_softmax_array(logits.data.astype(np.float64))

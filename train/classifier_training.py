@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from train.checkpoint import load_checkpoint, save_checkpoint
 from train.classification_data import Rows
 from train.classification_scores import scores, summary
 from train.classifier import Classifier, HeadConfig, check_features
+from train.communicator import SingleProcess
 from train.config import field_kinds
 from train.corpus import Vocabulary
 from train.files import atomic_write
@@ -29,6 +31,7 @@ from train.metrics import MetricsLog
 from train.parameter_groups import GroupedAdam, depth_groups
 from train.run_folder import BEST, LATEST, RunFolder, refuse_differences
 from train.schedules import make_schedule
+from train.signals import StopRequest, StopRequestedError
 
 POOL = 50
 """Batches whose texts are sorted by length together: long ones meet long ones, chance still mixes them."""
@@ -138,12 +141,15 @@ class ClassifierFolder(RunFolder):
 
 @dataclass
 class Position:
-    """Where the training of a classifier stands: always at the end of an epoch."""
+    """Where the training of a classifier stands: at the end of an epoch, unless a signal stopped it."""
 
     step: int = 0  # updates made
-    epoch: int = 0  # epochs finished
+    epoch: int = 0  # epochs finished, all their updates made
     seconds: float = 0.0  # spent, validation included
     best: dict[str, Any] | None = None  # the evaluation of the best checkpoint, with its step and epoch
+    losses: list[float] = field(default_factory=list)  # of each update of the epoch that is under way
+    norms: list[float] = field(default_factory=list)
+    pending: bool = False  # the last epoch is still to be validated
 
 
 class ClassifierTraining:
@@ -173,29 +179,51 @@ class ClassifierTraining:
         self.position = Position()
 
     def train(self) -> None:
-        """All epochs that are still to be made; after each one validation and a checkpoint."""
+        """All epochs that are still to be made; after each one validation and a checkpoint.
+
+        SIGTERM and SIGINT end it after the update, or the batch of the validation, that it is in: it saves,
+        and raises SystemExit with status 128 + signal.
+        """
         position, began = self.position, time.perf_counter() - self.position.seconds
         with (
-            MetricsLog(self.folder.metrics, position.step) as metrics,
+            MetricsLog(self.folder.metrics, position.step, pending=position.pending) as metrics,
             progress(self.total_steps, "training", "updates", initial=position.step) as display,
+            StopRequest(SingleProcess()) as stop,
         ):
-            while position.epoch < self.config.epochs:
-                metrics.write(self._epoch(display, began))
-                score = self._score("valid")
-                metrics.write(self._evaluation_row("valid", score))
-                display.message(f"epoch {position.epoch}: valid {summary(score)}")
+            try:
+                while position.pending or position.epoch < self.config.epochs:
+                    self._one_epoch(metrics, display, stop, began)
+            except StopRequestedError as stopped:
                 position.seconds = time.perf_counter() - began
-                if position.best is None or self._merit(score) > self._merit(position.best):
-                    position.best = {"step": position.step, "epoch": position.epoch, **score}
-                    self._save(BEST)
                 self._save(LATEST)
+                display.message(
+                    f"{stopped}: stopped after update {position.step:,} of {self.total_steps:,} and saved; "
+                    "go on with --resume"
+                )
+                raise SystemExit(128 + stopped.signal_number) from None
 
-    def _epoch(self, display: Progress, began: float) -> dict[str, Any]:
-        """One pass over the training texts; returns its row of metrics.jsonl."""
+    def _one_epoch(self, metrics: MetricsLog, display: Progress, stop: StopRequest, began: float) -> None:
+        """What is left of an epoch: its updates, its validation, its checkpoints."""
+        position = self.position
+        if not position.pending:
+            metrics.write(self._updates(display, stop, began))
+        score = self._score("valid", stop)
+        metrics.write(self._evaluation_row("valid", score))
+        display.message(f"epoch {position.epoch}: valid {summary(score)}")
+        position.seconds, position.pending = time.perf_counter() - began, False
+        if position.best is None or self._merit(score) > self._merit(position.best):
+            position.best = {"step": position.step, "epoch": position.epoch, **score}
+            self._save(BEST)
+        self._save(LATEST)
+
+    def _updates(self, display: Progress, stop: StopRequest, began: float) -> dict[str, Any]:
+        """One pass over the training texts, or the rest of one; returns its row of metrics.jsonl."""
         position, train = self.position, self.parts["train"]
+        losses, norms = position.losses, position.norms
         self.optimizer.thaw(self._trained_groups())
-        losses, norms = [], []
-        for chosen in batches(train, self.config.batch_size, [self.config.seed, position.epoch]):
+        chosen_in_turn = batches(train, self.config.batch_size, [self.config.seed, position.epoch])
+        for chosen in itertools.islice(chosen_in_turn, len(losses), None):
+            stop.leave_if_wanted()
             masks = MaskStream(self.config.seed, position.step)
             texts = [train.ids[k] for k in chosen]
             loss = self.classifier.loss(texts, train.labels[chosen], masks, self.class_weights)
@@ -211,6 +239,7 @@ class ClassifierTraining:
             position.step += 1
             display.update(1, f"loss {np.mean(losses[-20:]):.3f}")
         position.epoch += 1
+        position.losses, position.norms, position.pending = [], [], True
         return {
             "kind": "train",
             "step": position.step,
@@ -226,9 +255,10 @@ class ClassifierTraining:
         gradual = min(self.position.epoch + 1, len(self.groups))
         return {"all": len(self.groups), "gradual": gradual, "head": 1}[self.config.unfreeze]
 
-    def _score(self, part: str) -> dict[str, Any]:
+    def _score(self, part: str, stop: StopRequest | None = None) -> dict[str, Any]:
         rows = self.parts[part]
-        log_probs = self.classifier.log_probs(rows.ids, SCORING_BATCH)
+        before_each = stop.leave_if_wanted if stop else lambda: None
+        log_probs = self.classifier.log_probs(rows.ids, SCORING_BATCH, before_each)
         return scores(rows.labels, log_probs, self.classifier.config.classes)
 
     def _merit(self, score: dict[str, Any]) -> tuple[float, float]:
@@ -265,7 +295,7 @@ class ClassifierTraining:
         }
         self.optimizer.load_state(moments, facts["optimizer_t"])
         self.position = Position(**facts["position"])
-        print(f"going on after epoch {self.position.epoch} of {self.config.epochs}", file=sys.stderr)
+        print(f"going on after update {self.position.step:,} of {self.total_steps:,}", file=sys.stderr)
 
     def finish(self) -> dict[str, Any]:
         """The best weights' scores; on the test part too, where there is one."""

@@ -1,14 +1,17 @@
 """The reading side of a prepared data set: a vocabulary and three streams of token ids in one HDF5 file.
 
-`train/prepare.py` writes such files. Layout, version 1:
+`train/prepare.py` writes such files. Layout, version 2:
 
     attributes   format = "minilstm-tokens", version, recipe (JSON), sources (JSON list of name, bytes,
     sha256),
                  outside_vocabulary (JSON: per split, tokens that became <unk>), complete = True (written
                  last)
     train, valid, test   int32, 1-D, chunked: token ids, every line ended by <eos>
-    vocabulary           UTF-8 strings (V,) by falling frequency in the train split, ties by first appearance
+    vocabulary           uint8, 1-D: V words in UTF-8, a line feed between two; by falling frequency in the
+                         train split, ties by first appearance
     counts               int64 (V,): how often each word stands in the train split
+
+In version 1 the words were a list of V strings, and the attributes were of variable length: it is read too.
 """
 
 import contextlib
@@ -21,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autograd.errors import InputError
+from train.hdf5 import attribute, try_texts
 
 if TYPE_CHECKING:
     import h5py
 
 FORMAT = "minilstm-tokens"
-VERSION = 1
+VERSION = 2
+_FIXED = 2  # the first version without texts of variable length
 SPLITS = ("train", "valid", "test")
 UNK = "<unk>"
 EOS = "<eos>"
@@ -80,7 +85,7 @@ class Corpus:
         self.path = path
         self._file = file
         self.recipe, self.sources, self.outside_vocabulary = stored_facts(file)
-        self.vocabulary = Vocabulary([word.decode() for word in file["vocabulary"][:]])
+        self.vocabulary = Vocabulary(_words(file))
         self.counts: np.ndarray = file["counts"][:]
         self.fingerprint = self.vocabulary.fingerprint()
 
@@ -142,13 +147,30 @@ def open_corpus(path: str | os.PathLike) -> Corpus:
     return corpus
 
 
+def joined(words: list[bytes]) -> np.ndarray:
+    """The words, in UTF-8, as `vocabulary` holds them, uint8 (bytes,); none has a line feed in it."""
+    return np.frombuffer(b"\n".join(words), np.uint8)
+
+
+def _words(file: "h5py.File") -> list[str]:
+    if _is_fixed(file):
+        return file["vocabulary"][:].tobytes().decode().split("\n")
+    try_texts(file, "vocabulary")
+    return [word.decode() for word in file["vocabulary"][:]]
+
+
+def _is_fixed(file: "h5py.File") -> bool:
+    return bool(attribute(file, "version") >= _FIXED)
+
+
 def stored_facts(file: "h5py.File") -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, int]]:
     """Recipe, sources and outside_vocabulary of a prepared file; InputError if they are something else."""
     kinds: dict[str, type] = {"recipe": dict, "sources": list, "outside_vocabulary": dict}
     found: list[Any] = []
+    variable = not _is_fixed(file)
     for name, kind in kinds.items():
         try:
-            fact = json.loads(file.attrs[name])
+            fact = json.loads(attribute(file, name, variable=variable))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"its {name} is no JSON ({error})") from None
         if not isinstance(fact, kind):
@@ -196,12 +218,16 @@ def _foreign(file: "h5py.File") -> str:
     import h5py
 
     attributes = file.attrs
-    form = attributes.get("format")
+    stored = attribute(file, "version")
+    version = int(stored) if isinstance(stored, np.integer) else 0
+    variable = version < _FIXED
+    if variable:
+        try_texts(file)
+    form = attribute(file, "format", variable=variable)
     if not (isinstance(form, str) and form == FORMAT):
         return f"its format is {form!r:.60}, not {FORMAT!r}"
-    version = attributes.get("version")
-    if not isinstance(version, (int, np.integer)) or not 1 <= version <= VERSION:
-        return f"its version is {version!s:.60}, and this program reads up to {VERSION}"
+    if not 1 <= version <= VERSION:
+        return f"its version is {stored!s:.60}, and this program reads up to {VERSION}"
     missing = [
         name for name in ("recipe", "sources", "outside_vocabulary", "complete") if name not in attributes
     ]
@@ -212,7 +238,7 @@ def _foreign(file: "h5py.File") -> str:
     elsewhere = [name for name, link in links.items() if not isinstance(link, h5py.HardLink)]
     if elsewhere:
         return f"its {', '.join(elsewhere)} lies in another place"
-    complete = attributes["complete"]
+    complete = attribute(file, "complete", variable=variable)
     if not (isinstance(complete, (bool, np.bool_)) and complete):
         return "it was never finished"
     return ""
@@ -225,13 +251,17 @@ def _check_datasets(file: "h5py.File") -> None:
     for name in _DATASETS:
         if not isinstance(file[name], h5py.Dataset):
             raise InputError(f"its {name} is no data set")
-    for name in (*SPLITS, "counts"):
-        dataset = file[name]
-        expected = np.dtype(np.int64 if name == "counts" else np.int32)
+    plain: dict[str, type] = {**dict.fromkeys(SPLITS, np.int32), "counts": np.int64}
+    if _is_fixed(file):
+        plain["vocabulary"] = np.uint8
+    for name, kind in plain.items():
+        dataset, expected = file[name], np.dtype(kind)
         if dataset.ndim != 1 or dataset.dtype != expected or dataset.shape[0] == 0:
             raise InputError(
                 f"its {name} is {dataset.dtype} {dataset.shape}, which should be {expected} (N,) with N > 0"
             )
+    if "vocabulary" in plain:
+        return
     strings = h5py.check_string_dtype(file["vocabulary"].dtype)
     if file["vocabulary"].ndim != 1 or strings is None or strings.length is not None:
         raise InputError("its vocabulary is not a list of strings")
@@ -254,11 +284,13 @@ def _check_size(path: Path, file: "h5py.File") -> None:
             raise InputError(
                 f"its {name} is in chunks of {chunk} bytes, more than the {_MAX_CHUNK} that are read"
             )
-        declared = _length(dataset) * (1 if name == "vocabulary" else dataset.dtype.itemsize)
+        is_text = dataset.dtype.hasobject  # of its references only the least is known
+        declared = _length(dataset) * (1 if is_text else dataset.dtype.itemsize)
         if dataset.id.get_storage_size() < declared:
             raise InputError(f"its {name} declares {declared} bytes, which are not there")
         total += declared
-    total += _text_size(path, file)
+    if not _is_fixed(file):
+        total += _text_size(path, file)
     if total > size:
         raise InputError(f"it declares {total} bytes and has {size}")
 

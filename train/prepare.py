@@ -18,8 +18,9 @@ import numpy as np
 from autograd.command import Parser
 from autograd.errors import InputError
 from train.communicator import Communicator, SingleProcess, get_communicator
-from train.corpus import FORMAT, SPLITS, VERSION, open_corpus, open_tokens_file, stored_facts
+from train.corpus import FORMAT, SPLITS, VERSION, joined, open_corpus, open_tokens_file, stored_facts
 from train.files import atomic_write, exclusive_lock, made_folder, require_room
+from train.hdf5 import LIBVER, NewFile, fixed
 from train.sources import Source, find_source
 from train.text import Text, file_text, whole_words
 from train.word_ids import Ranking, WordIds
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 16  # token ids in one chunk of the file
 _BLOCK = 1 << 20  # token ids renumbered at a time
-_WORDS_AT_ONCE = 4096  # that are written: HDF5 2.0.0 tears a file that is given some 80,000 texts in one call
 _MARGIN = 1 << 25  # bytes of disk left free: for the vocabulary, and for what others write meanwhile
 _RULES = "words between white space, case kept, <eos> ends each line"
 
@@ -199,12 +199,20 @@ def _write(target: Path, source: Source, min_count: int) -> Path:
 
     with made_folder(target.parent), exclusive_lock(target):
         splits = source.splits()
-        # From format 1.10 on HDF5 guards its own structures by checksums, so torn ones are not followed.
-        with atomic_write(target) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
+        with (
+            atomic_write(target) as temporary,
+            NewFile(temporary) as kept_open,
+            h5py.File(kept_open, "w", libver=LIBVER) as file,
+        ):
+
+            def check_room(num_bytes: int) -> None:
+                kept_open.check()
+                require_room(target.parent, num_bytes + _MARGIN)
+
             words = WordIds()
-            sources = _write_provisional_ids(file, splits, words)
+            sources = _write_provisional_ids(file, splits, words, check_room)
             ranking = words.rank(min_count)
-            _write_words(file, ranking.words)
+            file["vocabulary"] = joined(ranking.words)
             file["counts"] = ranking.counts
             outside = {split: _renumber(file[split], ranking) for split in SPLITS}
             for name, value in (
@@ -212,23 +220,15 @@ def _write(target: Path, source: Source, min_count: int) -> Path:
                 ("sources", sources),
                 ("outside_vocabulary", outside),
             ):
-                file.attrs[name] = json.dumps(value)
-            file.attrs["format"] = FORMAT
+                file.attrs[name] = fixed(json.dumps(value))
+            file.attrs["format"] = fixed(FORMAT)
             file.attrs["version"] = VERSION
             file.attrs["complete"] = True
     return target
 
 
-def _write_words(file: "h5py.File", words: list[bytes]) -> None:
-    import h5py
-
-    dataset = file.create_dataset("vocabulary", (len(words),), h5py.string_dtype())
-    for start in range(0, len(words), _WORDS_AT_ONCE):
-        dataset[start : start + _WORDS_AT_ONCE] = words[start : start + _WORDS_AT_ONCE]
-
-
 def _write_provisional_ids(
-    file: "h5py.File", splits: dict[str, Text], words: WordIds
+    file: "h5py.File", splits: dict[str, Text], words: WordIds, check_room: Callable[[int], None]
 ) -> list[dict[str, Any]]:
     """Write each split with ids by first appearance, and return name, size and checksum of what was read."""
     from train.log import progress
@@ -250,7 +250,7 @@ def _write_provisional_ids(
             tokens = file.create_dataset(split, (0,), np.int32, maxshape=(None,), chunks=(_CHUNK,))
             for piece in whole_words(text.name, blocks(text)):
                 ids = words.encode(piece)
-                require_room(Path(file.filename).parent, ids.nbytes + _MARGIN)
+                check_room(ids.nbytes)
                 if split == "train":
                     words.count(ids)
                 end = tokens.shape[0]

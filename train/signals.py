@@ -104,6 +104,11 @@ class StopRequest:
             self._communicator.announce()
         return bool(self._asked) or self._communicator.is_announced()
 
+    def leave_if_wanted(self) -> None:
+        """Raise a StopRequestedError if this process was asked to stop: for work of one rank alone."""
+        if self.is_wanted():
+            raise StopRequestedError(self.agreed(self.flags()))
+
     def __enter__(self) -> StopRequest:
         self._handlers = {
             number: signal.signal(number, self._hear) for number in SIGNALS if _may_handle(number)
