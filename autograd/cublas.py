@@ -43,9 +43,10 @@ _SIGNATURES: dict[str, list[Any]] = {
     ],
 }  # fmt: skip
 
+_OUT_OF_MEMORY = 3
 _STATUS = {
     1: "not initialised (is there a working driver?)",
-    3: "out of memory",
+    _OUT_OF_MEMORY: "out of memory",
     7: "invalid value",
     8: "not supported by this GPU",
     13: "the GPU failed to execute",
@@ -90,7 +91,7 @@ class Cublas:
         memory: whatever must live as long as the handle.
 
     Raises:
-        DeviceError: cuBLAS does not start.
+        DeviceError: cuBLAS does not start. MemoryError: the GPU has no room for it.
     """
 
     memory: Any = None
@@ -166,7 +167,8 @@ class Cublas:
     def _check(self, status: int, what: str) -> None:
         if status:
             reason = _STATUS.get(status, "unknown error")
-            raise DeviceError(f"cuBLAS could not {what}: {reason} (status {status})")
+            kind = MemoryError if status == _OUT_OF_MEMORY else DeviceError
+            raise kind(f"cuBLAS could not {what}: {reason} (status {status})")
 
 
 def check_operands(a: Any, b: Any, out: Any) -> None:

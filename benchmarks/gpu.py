@@ -11,6 +11,7 @@ all of it at a size at which it measures nothing, to try the command out.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -24,16 +25,19 @@ from typing import Any
 
 from autograd.command import Parser
 from autograd.errors import InputError
-from benchmarks.gpu_parts import ROOT, Options, model_config, size_of
-from train.config import TrainConfig
+from benchmarks.gpu_parts import RANKS, ROOT, Options, agreement_rows, model_config, rates_bytes, size_of
+from minilstm import ModelConfig
+from train.config import TrainConfig, load_preset
 from train.environment import environment
 from train.files import atomic_write
-from train.memory import gpu_memory_parts
+from train.memory import CUDA_CONTEXT, gpu_memory_parts
 
 START_SECONDS = 8.0
 """Of a process that imports its libraries, compiles kernels and makes a model's weights; reckoned."""
 LONGEST = 3.0
 """A part that takes so many times what was reckoned is ended."""
+MOST_WORDS = 33_278
+"""Of the data that perplexity and ranks are trained on: WikiText-2's vocabulary, or a smaller one."""
 SHORTEST_LIMIT = 45.0
 """Seconds that every part is given at least, as long as there are any."""
 
@@ -59,6 +63,7 @@ class Part:
         words = [self.options.get("precision"), self.options.get("softmax")]
         words += ["compiled"] if self.options.get("compiled") else []
         words += ["without graphs"] if self.options.get("graphs") is False else []
+        words += ["without wavefront"] if self.options.get("wavefront") == "never" else []
         return " ".join([self.kind, *filter(None, words)])
 
 
@@ -73,14 +78,15 @@ PARTS = [
     Part("agreement", 25, "losses of one step: float32 on the CPU, float32 and mixed on the GPU"),
     _step("ours", "mixed"),
     _step("torch", "mixed", seconds=25),
-    _step("ours", "mixed", "sampled"),
+    _step("ours", "mixed", "sampled", seconds=14),
     _step("torch", "mixed", "sampled"),
     _step("ours", "float32", seconds=30),
     _step("torch", "float32", seconds=35),
     _step("ours", "float32", "sampled"),
     _step("torch", "float32", "sampled"),
     _step("ours", "mixed", graphs=False),
-    _step("ours", "mixed", "sampled", graphs=False),
+    _step("ours", "mixed", "sampled", seconds=14, graphs=False),
+    _step("ours", "mixed", "sampled", seconds=12, wavefront="never"),
     Part("where", 15, "where a step's time goes, mixed, full softmax", {"precision": "mixed"}),
     Part("kernels", 15, "each Function against its NumPy twin"),
     Part("tests", 30, "the tests marked gpu, where pytest is installed"),
@@ -90,22 +96,31 @@ PARTS = [
 ]
 
 
-def memory_mb(part: Part, tiny: bool) -> float | None:
-    """GPU memory that a part will take, reckoned from shapes; None where that cannot be said beforehand."""
-    if part.kind not in ("ours", "torch", "where"):
-        return None
+def memory_mb(part: Part, tiny: bool) -> float:
+    """GPU memory that a part will take, reckoned from shapes."""
     options = {**part.options, "tiny": tiny}
     size = size_of(options)
     config = model_config(options, size)
     mixed = part.options.get("precision") == "mixed"
-    train = TrainConfig(
-        batch_size=size.batch_size, window=size.window, precision="mixed" if mixed else "float32"
-    )
-    parts = gpu_memory_parts(config, train, size.batch_size)
+    rows, processes = size.batch_size, 1
+    if part.kind == "machine":
+        return (CUDA_CONTEXT + rates_bytes(tiny)) / 1e6
+    if part.kind in ("kernels", "tests"):
+        return 2 * CUDA_CONTEXT / 1e6  # their arrays are small, and their kernels many
+    if part.kind == "agreement":
+        rows, processes = agreement_rows(tiny), 2  # both precisions' models are there at once
+    if part.kind in ("ranks", "perplexity"):
+        preset = load_preset("wt2-small")
+        config = ModelConfig(vocab_size=MOST_WORDS, **preset["model"])
+        rows = preset["train"]["batch_size"] // (RANKS if part.kind == "ranks" else 1)
+        size = dataclasses.replace(size, window=preset["train"]["window"])
+        processes = RANKS if part.kind == "ranks" else 1
+    train = TrainConfig(batch_size=rows, window=size.window, precision="mixed" if mixed else "float32")
+    parts = gpu_memory_parts(config, train, rows)
     if part.kind == "torch":  # autograd holds the logits, their float32 copy, and the gradients of both
         words = config.num_samples if config.softmax == "sampled" else size.vocab_size
         parts["softmax"] = size.tokens * words * (2 + 2 + 4 + 4 + 4 if mixed else 4 + 4 + 4)
-    return sum(parts.values()) / 1e6
+    return processes * sum(parts.values()) / 1e6
 
 
 def plan(minutes: float, tiny: bool) -> str:
@@ -113,8 +128,7 @@ def plan(minutes: float, tiny: bool) -> str:
     lines = ["| part | what | seconds | GPU memory, MB |", "| --- | --- | ---: | ---: |"]
     for part in PARTS:
         memory = memory_mb(part, tiny)
-        shown = "" if memory is None else f"{memory:,.0f}"
-        lines.append(f"| {part.name} | {part.what} | {part.seconds:.0f} | {shown} |")
+        lines.append(f"| {part.name} | {part.what} | {part.seconds:.0f} | {memory:,.0f} |")
     total = sum(part.seconds for part in PARTS)
     fits = "all of it fits" if total <= 60 * minutes else "parts for which the time is too short are left out"
     lines.append("")

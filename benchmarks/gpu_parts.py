@@ -28,7 +28,7 @@ from benchmarks.sizes import Size, zipf_ids, zipf_windows
 from minilstm import LanguageModel, MaskStream, ModelConfig
 from minilstm.layer_norm_lstm import layer_norm_lstm
 from minilstm.lstm import lstm
-from minilstm.sampled_softmax import LogUniformSampler
+from minilstm.sampled_softmax import LogUniformSampler, sampled_softmax_loss
 from minilstm.tied_softmax import tied_softmax_loss
 from train.communicator import SingleProcess
 from train.config import TrainConfig
@@ -36,12 +36,13 @@ from train.device import Host, open_device
 from train.device_step import DeviceStep
 from train.mixed_precision import make_loss_scaler
 from train.plan import make_optimizer
-from train.step import TrainingStep
+from train.step import StepUnderWay, TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = Size(267_735, 400, 1024, 3, batch_size=112, window=96, steps=20)
 TINY = Size(300, 12, 16, 2, batch_size=4, window=6, steps=2)
 SAMPLES, TINY_SAMPLES = 8192, 40
+RANKS = 4
 WARM_UP, BLOCKS = 4, 5
 """Steps before the clock runs (the first compiles, the second is captured), and measured blocks of steps."""
 
@@ -81,10 +82,8 @@ def make_step(config: ModelConfig, options: Options, device: Host) -> TrainingSt
     )
     if not device.is_gpu:
         return TrainingStep(model, optimizer, SingleProcess(), 0.25, scaler=scaler)
-    graphs = options.get("graphs", True)
-    return DeviceStep(
-        model, optimizer, SingleProcess(), device, 0.25, scaler=scaler, graphs=graphs, tell=_note
-    )
+    chosen = {name: options[name] for name in ("graphs", "wavefront") if name in options}
+    return DeviceStep(model, optimizer, SingleProcess(), device, 0.25, scaler=scaler, tell=_note, **chosen)
 
 
 _notes: list[str] = []
@@ -122,9 +121,24 @@ def step_figures(seconds: list[float], config: ModelConfig, size: Size, memory: 
     }
 
 
+def _edge(tiny: bool) -> int:
+    """Of the square matrices whose product is timed."""
+    return 64 if tiny else 8192
+
+
+def rates_bytes(tiny: bool) -> int:
+    """What `machine` holds at its peak: two float32 matrices, and two arrays four times as large."""
+    return 4 * _edge(tiny) ** 2 * (2 + 2 * 4)
+
+
+def agreement_rows(tiny: bool) -> int:
+    """A batch that the CPU is through with in seconds."""
+    return 4 if tiny else 8
+
+
 def machine(options: Options, device: Host) -> Result:
     """GEMM peaks and copy rate, by this project's own products; and who measured what on what."""
-    edge, repeats = (64, 2) if options["tiny"] else (8192, 10)
+    edge, repeats = _edge(options["tiny"]), 2 if options["tiny"] else 10
     rates: Result = {}
     for dtype in ("float16", "float32"):
         a = device.to_device(np.ones((edge, edge), dtype))
@@ -189,11 +203,16 @@ def kernels(options: Options, device: Host) -> Result:
 
     ids, state = zipf_ids(rng, (T * B,), V), (normal(B, H), normal(B, H))
     weights = normal(4 * H, H), normal(4 * H, H)
+    sample = LogUniformSampler(V).sample(V // 5, rng)
     of_norm = (np.ones(4 * H, np.float32), normal(4 * H), np.ones(H, np.float32), normal(H))
     cases: dict[str, tuple[Callable[..., Any], list[np.ndarray]]] = {
         "lstm": (lambda *v: lstm(*v)[0], [normal(T, B, H), *state, *weights, normal(4 * H)]),
         "layer_norm_lstm": (lambda *v: layer_norm_lstm(*v)[0], [normal(T, B, H), *state, *weights, *of_norm]),
         "tied_softmax_loss": (tied_softmax_loss, [normal(T * B, H), normal(V, H), normal(V), ids]),
+        "sampled_softmax_loss": (
+            lambda h, W, b, y: sampled_softmax_loss(h, W, b, y, sample),
+            [normal(T * B, H), normal(V, H), normal(V), ids],
+        ),
         "embedding": (lambda W, y: F.embedding(y, W), [normal(V, H), ids]),
     }  # fmt: skip
     results = {}
@@ -225,7 +244,7 @@ def _gradients(
 
 def agreement(options: Options, device: Host) -> Result:
     """Losses of the same weights and batch: float32 here on the CPU, float32 and mixed on the device."""
-    size = dataclasses.replace(size_of(options), batch_size=4 if options["tiny"] else 8)
+    size = dataclasses.replace(size_of(options), batch_size=agreement_rows(options["tiny"]))
     config = model_config(options, size)
     inputs, targets = next(zipf_windows(size, 3))
     losses = {}
@@ -246,12 +265,14 @@ def ours(options: Options, device: Host) -> Result:
     config = model_config(options, size)
     step, windows = make_step(config, options, device), zipf_windows(size, 1)
     state, masks, loss = None, MaskStream(0), 0.0
+    late: StepUnderWay | None = None
 
     def one() -> None:
-        nonlocal state, masks, loss
-        inputs, targets = next(windows)
-        result = step(inputs, targets, state, masks, 1e-3)
-        state, masks, loss = result.state, masks.next_window(), result.loss
+        nonlocal state, masks, loss, late
+        before, late = late, step.begin(*next(windows), state, masks, 1e-3)
+        state, masks = late.state, masks.next_window()
+        if before is not None:  # as a run does: the result of one step while the next one runs
+            loss = before.finish().loss
 
     seconds = timed_blocks(one, device.synchronize, size.steps)
     memory = device.memory()
@@ -326,7 +347,7 @@ def ranks(options: Options, device: Host) -> Result:
     )
     if mpirun is None:
         raise InputError("there is no mpirun here")
-    count = 2 if options["tiny"] else 4
+    count = 2 if options["tiny"] else RANKS
     losses = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in (1, count):

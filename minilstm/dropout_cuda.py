@@ -15,6 +15,7 @@ from autograd import Function
 from autograd.backend import get_array_module
 from autograd.kernels import KernelModule
 from minilstm.dropout import ELEMENTS_PER_COUNT, Dropouts, MaskStream, kept_levels
+from minilstm.wavefront import current_lane, written_gradient
 
 KERNELS = KernelModule("minilstm", "dropout")
 THREADS = 128
@@ -34,7 +35,7 @@ class KernelDropouts(Dropouts):
         return KernelLookupDropout(Draws.of(self.stream, place, keep), ids).apply(x)  # (34)
 
     def times_weight_mask(self, place, W, keep):
-        return KernelDropout(Draws.of(self.stream, place, keep), steps=1).apply(W)  # (31)
+        return KernelWeightDropout(Draws.of(self.stream, place, keep), steps=1).apply(W)  # (31)
 
     def times_row_mask(self, place, x, keep):
         draws = Draws.of(self.stream, place, keep, rows_size=x.shape[2])
@@ -71,15 +72,8 @@ class Draws(NamedTuple):
     def mask(self, shape: tuple[int, ...], like: Any) -> Any:
         """The mask itself, (steps, …), of the kind and dtype of the array `like`."""
         mask = get_array_module(like).empty(shape, like.dtype)
-        self._launch(None, mask, shape[0])
+        self.into(None, mask, shape[0])
         return mask
-
-    def times(self, x: Any, steps: int) -> Any:
-        """x, of any shape of steps · elements numbers, times the mask."""
-        x = get_array_module(x).ascontiguousarray(x)
-        y = get_array_module(x).empty_like(x)
-        self._launch(x, y, steps)
-        return y
 
     def times_rows(self, x: Any, ids: Any) -> Any:
         """x (…, width) times the rows `ids` (…) of a mask over a table."""
@@ -90,13 +84,14 @@ class Draws(NamedTuple):
         KERNELS.launch("lookup_dropout", blocks, THREADS, x, y, ids, ids.size, width, *self._numbers(x))
         return y
 
-    def _launch(self, x: Any, y: Any, steps: int) -> None:
+    def into(self, x: Any, y: Any, steps: int, first_step: int = 0) -> None:
+        """y ← x times the mask of so many steps, or without x the mask; both of steps · elements numbers."""
         elements = y.size // max(steps, 1)
         offset = self.skipped % ELEMENTS_PER_COUNT
         blocks = -(-ticks(elements + offset) // THREADS) if y.size else 0
         KERNELS.launch(
-            "dropout", (blocks, steps), THREADS, x, y, elements, self.per_step, self.skipped,
-            *self._numbers(y),
+            "dropout", (blocks, steps), THREADS, x, y, elements, self.per_step, first_step,
+            self.skipped, *self._numbers(y),
         )  # fmt: skip
 
     def _numbers(self, like: Any) -> tuple[Any, ...]:
@@ -124,13 +119,32 @@ class KernelDropout(Function):
     needs_kernels = True
 
     def __init__(self, draws: Draws, steps: int) -> None:
-        self.draws, self.steps = draws, steps
+        self.draws, self.steps, self.lane = draws, steps, current_lane()
 
     def forward(self, x):
-        return self.draws.times(x, self.steps)
+        return self._times_mask(x, self.lane.chunks(self.steps))
 
     def backward(self, dy):
-        return self.draws.times(dy, self.steps)
+        with self.lane:
+            return self._times_mask(dy, self.lane.chunks(self.steps)[::-1])
+
+    def _times_mask(self, x: Any, chunks: list[slice]) -> Any:
+        x = get_array_module(x).ascontiguousarray(x)
+        y = get_array_module(x).empty_like(x)
+        given, made = x.reshape(self.steps, -1), y.reshape(self.steps, -1)
+        for steps in chunks:
+            self.lane.needs(x, steps)
+            self.draws.into(given[steps], made[steps], steps.stop - steps.start, steps.start)
+            self.lane.has(y, steps)
+        return y
+
+
+class KernelWeightDropout(KernelDropout):
+    """A matrix times a mask of its shape."""
+
+    def backward(self, dy):
+        with self.lane:
+            return written_gradient(self, 0, self._times_mask(dy, self.lane.chunks(self.steps)))
 
 
 class KernelLookupDropout(Function):

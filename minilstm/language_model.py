@@ -37,6 +37,7 @@ from minilstm.lstm_cell import FORGET_BIAS, epsilon_for, unrolled_layer_norm_lst
 from minilstm.regularization import activation_regularization, temporal_activation_regularization
 from minilstm.sampled_softmax import LogUniformSampler, Sample, sampled_softmax_loss
 from minilstm.tied_softmax import all_logits, tied_softmax_loss, tied_token_losses
+from minilstm.wavefront import Wavefront, lane_of
 
 State = list[tuple[Any, Any]]
 """(h, c) of every layer, each (B, units)."""
@@ -141,6 +142,8 @@ class LanguageModel:
         masks: the dropout masks used when a call is given none; each training call draws new ones.
         implementation: which LSTM runs, "fused", or "readable": the cell, step by step; both are equal.
         run_lstm: what runs each layer instead, called as these two are; `minilstm.dissection` watches so.
+        wavefront: on a GPU, the streams on which the layers train side by side; None: one after the other.
+            Not for residual connections.
 
     Raises:
         DtypeError: another dtype.
@@ -153,6 +156,7 @@ class LanguageModel:
         self.masks = MaskStream(seed)
         self.implementation: Literal["fused", "readable"] = "fused"
         self.run_lstm: Run | None = None
+        self.wavefront: Wavefront | None = None
         rng = np.random.default_rng(seed)
         self.embedding = _table(rng, config, config.embedding_size, "embedding.weight")
         self.layers = [LSTMLayer(index, config, rng) for index in range(config.num_layers)]
@@ -226,6 +230,12 @@ class LanguageModel:
     def gradient_buffer(self) -> Any:
         """Where `flat_gradients` lie, whether they are written yet or not."""
         return self._flat_gradients
+
+    def release_gradients(self) -> None:
+        """Give back the memory of the gradients, of a model in whose place another one goes backward."""
+        self._flat_gradients = self._flat_gradients[:0].copy()
+        for _, parameter in self.named_parameters():
+            parameter.grad = parameter.grad_buffer = None
 
     def parameter_ranges(self) -> list[tuple[Parameter, range]]:
         """Each parameter, and which part of `flat_parameters` and `flat_gradients` is its own."""
@@ -328,17 +338,23 @@ class LanguageModel:
         kind = KernelDropouts if use_kernels(self.flat_parameters) else Dropouts
         dropouts = kind(self.config, masks, self.flat_parameters)
 
+        wavefront = self.wavefront if is_training() else None
         with span("embedding"):
             x = dropouts.embedding(inputs, self.embedding)
+            x = wavefront.lower_end(x) if wavefront else x
         new_state: State = []
         for index, (layer, (h0, c0)) in enumerate(zip(self.layers, state, strict=True)):
             with span(f"layer {index + 1}"):
-                W_ih = dropouts.input_weight(index, layer.W_ih)
-                W_hh = dropouts.recurrent_weight(index, layer.W_hh)
-                mask = dropouts.candidate_mask(index, (*inputs.shape, layer.units))
-                below, given = x, dropouts.input(index, x)
-                y, h, c = run_lstm(given, h0, c0, W_ih, W_hh, *layer.vectors, candidate_mask=mask)
-                x = self._connected(dropouts.output(index, y), below)
+                with lane_of(wavefront, index):
+                    W_ih = dropouts.input_weight(index, layer.W_ih)
+                    W_hh = dropouts.recurrent_weight(index, layer.W_hh)
+                    mask = dropouts.candidate_mask(index, (*inputs.shape, layer.units))
+                    below, given = x, dropouts.input(index, x)
+                    y, h, c = run_lstm(given, h0, c0, W_ih, W_hh, *layer.vectors, candidate_mask=mask)
+                if wavefront and layer is self.layers[-1]:
+                    y, wavefront = wavefront.upper_end(y), None
+                with lane_of(wavefront, index):
+                    x = self._connected(dropouts.output(index, y), below)
                 new_state.append((h, c))
         return Outputs(x, self._connected(y, below), new_state)
 

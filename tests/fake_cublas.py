@@ -9,6 +9,7 @@ from ctypes import CFUNCTYPE, POINTER, c_float, c_int, c_size_t, c_void_p
 from types import SimpleNamespace
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 DTYPES = {0: np.float32, 1: np.float64, 2: np.float16}  # cudaDataType
 INVALID = 7  # CUBLAS_STATUS_INVALID_VALUE
@@ -38,6 +39,7 @@ class FakeCublas:
     def __init__(self):
         self.calls, self.streams, self.workspaces, self.modes = [], {}, {}, {}
         self.handles, self.fail_with, self.scalar_sides = 0, 0, {}
+        self.on_product = None
         kinds = {
             "cublasCreate_v2": [POINTER(c_void_p)],
             "cublasDestroy_v2": [c_void_p],
@@ -102,9 +104,12 @@ class FakeCublas:
             return INVALID
         alpha, beta = (number.from_address(scalar).value for scalar in (alpha, beta))
         precision = np.float32 if compute == 68 else np.float64
-        A = columns_in_memory(a, DTYPES[a_type], *a_shape, lda).astype(precision)
-        B = columns_in_memory(b, DTYPES[b_type], *b_shape, ldb).astype(precision)
+        A_there = columns_in_memory(a, DTYPES[a_type], *a_shape, lda)
+        B_there = columns_in_memory(b, DTYPES[b_type], *b_shape, ldb)
+        A, B = A_there.astype(precision), B_there.astype(precision)
         C = columns_in_memory(c, DTYPES[c_type], m, n, ldc)
         product = precision(alpha) * ((A.T if op_a else A) @ (B.T if op_b else B))
         C[...] = product if beta == 0 else product + precision(beta) * C.astype(precision)
+        if self.on_product:
+            self.on_product([byte_bounds(A_there), byte_bounds(B_there)], byte_bounds(C))
         return 0

@@ -5,10 +5,12 @@ it acts at once, or, while the current stream is captured, when the graph is lau
 """
 
 import ctypes
+import re
 import types
 from contextlib import contextmanager
 
 import numpy as np
+from stream_trace import Trace
 
 from autograd.kernels import STORAGE, _signatures
 
@@ -21,8 +23,68 @@ class CUDARuntimeError(RuntimeError):
         super().__init__(text)
 
 
+FUNCTIONS = {
+    "all": "a axis out keepdims",
+    "any": "a axis out keepdims",
+    "arange": "start stop step dtype",
+    "argmax": "a axis dtype out keepdims",
+    "argmin": "a axis dtype out keepdims",
+    "argsort": "a axis kind",
+    "array": "obj dtype copy order subok ndmin blocking",
+    "asarray": "a dtype order copy blocking",
+    "ascontiguousarray": "a dtype",
+    "bincount": "x weights minlength",
+    "broadcast_to": "array shape",
+    "concatenate": "tup axis out dtype casting",
+    "einsum": "operands dtype",
+    "empty": "shape dtype order",
+    "empty_like": "prototype dtype order subok shape",
+    "expand_dims": "a axis",
+    "flatnonzero": "a",
+    "full": "shape fill_value dtype order",
+    "isin": "element test_elements assume_unique invert",
+    "matmul": "args out dtype casting order",
+    "ones": "shape dtype order",
+    "ones_like": "a dtype order subok shape",
+    "searchsorted": "a v side sorter",
+    "split": "ary indices_or_sections axis",
+    "where": "condition x y",
+    "zeros": "shape dtype order",
+    "zeros_like": "a dtype order subok shape",
+}
+"""CuPy's functions, as far as they are used, and what each takes; tests/test_fake_cupy.py asks CuPy."""
+UFUNCS = [
+    *("abs", "absolute", "add", "bitwise_and", "bitwise_or", "divide", "equal", "exp", "expm1", "greater"),
+    *("greater_equal", "invert", "isfinite", "isnan", "less", "less_equal", "log", "log1p", "logaddexp"),
+    *("logical_and", "logical_or", "maximum", "minimum", "multiply", "negative", "not_equal", "power"),
+    *("remainder", "sqrt", "square", "subtract", "tanh"),
+]
+UFUNC_TAKES, REDUCE_TAKES = "out casting dtype", "array axis dtype out keepdims"
+METHODS = {
+    "all": "axis out keepdims",
+    "any": "axis out keepdims",
+    "argmax": "axis out dtype keepdims",
+    "dot": "b out",
+    "max": "axis out keepdims",
+    "mean": "axis dtype out keepdims",
+    "min": "axis out keepdims",
+    "sum": "axis dtype out keepdims",
+}
+CONSTANTS = ["float16", "float32", "float64", "int32", "int64", "uint8", "uint32", "uint64", "inf", "nan"]
+
+
+def _check_options(name, takes, options):
+    unknown = [option for option in options if option not in takes.split()]
+    if unknown:
+        raise TypeError(f"cupy.{name} does not take {', '.join(unknown)}; it takes {takes}")
+
+
 WAITS_ARE_ERRORS = False
 """Set while a capture runs that carries out what it captures: looking at a number would end a real one."""
+
+
+TRACE = None
+"""A `stream_trace.Trace` that hears of all launches, inside `FakeCupy.traced`."""
 
 
 def _refuse_to_wait(what):
@@ -58,20 +120,46 @@ class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
     def __array_ufunc__(self, ufunc, method, *inputs, out=(), **options):
         """As NumPy's, but for a host's array among the inputs, which CuPy refuses."""
         _refuse_host_arrays((*inputs, *out, *options.values()))
+        if ufunc.__name__ not in (*UFUNCS, "matmul"):
+            raise TypeError(f"numpy.{ufunc.__name__} of a cupy.ndarray: not among the fake's functions")
+        _check_options(ufunc.__name__, REDUCE_TAKES if method == "reduce" else UFUNC_TAKES, options)
         plain = [_plain(value) for value in inputs]
         options = _plain_options(options)
         if out:
             options["out"] = tuple(_plain(value) for value in out)
         result = getattr(ufunc, method)(*plain, **options)
-        return out[0] if out else _on_device(result)
+        result = out[0] if out else _on_device(result)
+        _traced(ufunc.__name__, inputs, [result])
+        return result
 
     def __array_function__(self, function, types, args, kwargs):
         _refuse_host_arrays((*args, *kwargs.values()))
-        return _on_device(function(*_plain(args), **_plain_options(kwargs)))
+        if function.__name__ not in FUNCTIONS:
+            raise TypeError(f"numpy.{function.__name__} of a cupy.ndarray: not among the fake's functions")
+        _check_options(function.__name__, FUNCTIONS[function.__name__], kwargs)
+        result = _on_device(function(*_plain(args), **_plain_options(kwargs)))
+        moves_nothing = ("empty_like", "broadcast_to", "expand_dims", "split")
+        if function.__name__ not in moves_nothing:
+            _traced(function.__name__, _flat(args), [result])
+        return result
 
     def __setitem__(self, index, value):
         _refuse_host_arrays((value,))
         super().__setitem__(index, value)
+        written = super().__getitem__(index)
+        if isinstance(written, np.ndarray) and np.may_share_memory(_plain(written), _plain(self)):
+            _traced("setitem", [value], [written])
+
+    def copy(self, order="C"):
+        result = super().copy(order)
+        _traced("copy", [self], [result])
+        return result
+
+    def astype(self, dtype, order="K", casting=None, subok=None, copy=True):
+        result = super().astype(dtype, order, copy=copy)
+        if result is not self:
+            _traced("astype", [self], [result])
+        return result
 
     def __getitem__(self, index):
         return _on_device(super().__getitem__(index))  # CuPy has no scalars: an element is an array
@@ -118,21 +206,42 @@ class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
 
 def _reduction(name):
     def reduce(self, *args, **options):
-        return _on_device(getattr(_plain(self), name)(*map(_plain, args), **_plain_options(options)))
+        _check_options(f"ndarray.{name}", METHODS[name], options)
+        result = _on_device(getattr(_plain(self), name)(*map(_plain, args), **_plain_options(options)))
+        _traced(name, [self], [result])
+        return result
 
     return reduce
+
+
+def _flat(values):
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def _traced(name, reads, writes):
+    """Tell the trace, if there is one, which arrays of the device a launch has to do with."""
+    if TRACE is not None:
+        of_device = ([value for value in values if isinstance(value, ndarray)] for values in (reads, writes))
+        TRACE.launch(name, *of_device)
 
 
 def _plain_options(options):
     return {name: _plain(value) for name, value in options.items()}
 
 
-for _name in ("all", "any", "argmax", "dot", "max", "mean", "min", "sum"):
+for _name in METHODS:
     setattr(ndarray, _name, _reduction(_name))  # NumPy would make scalars of them, CuPy has none
 
 
 class Event:
     done = True
+
+    def __init__(self, capture, clock):
+        self.capture, self.clock = capture, clock
 
     def synchronize(self):
         pass
@@ -147,8 +256,10 @@ class Memory:
 
 
 class Graph:
-    def __init__(self):
-        self.launches, self.operations = 0, []
+    """What was captured, and the streams that have waited for others in it."""
+
+    def __init__(self, *streams):
+        self.launches, self.operations, self.streams = 0, [], [*streams]
 
     def launch(self, stream=None):
         self.launches += 1
@@ -169,7 +280,11 @@ class FakeCupy(types.ModuleType):
         self.host_runner = host_runner  # carries out the kernels of RawModule
         self.devices, self.capability, self.used_device = devices, capability, 0
         self.uuids = uuids or [bytes([device]) * 16 for device in range(devices)]
-        self.pools, self.streams, self.history = [], [], []
+        self.pools, self.history, self.num_streams = [], [], 0
+        # As in CuPy: `use` makes a stream current and does not enter it, and whoever leaves a stream falls
+        # back to the one that was entered before.
+        self.current_stream = types.SimpleNamespace(ptr=0)
+        self.entered = [self.current_stream]
         self.capturing = None
         self.refuses_to_capture = None  # what launches raise inside a capture
         self.runs_what_it_captures = False  # then a graph is not launched, and a capture may not wait
@@ -178,7 +293,7 @@ class FakeCupy(types.ModuleType):
             Stream=stream_class(self),
             MemoryPool=self._make_pool,
             using_allocator=self._using_allocator,
-            get_current_stream=lambda: self.streams[-1] if self.streams else types.SimpleNamespace(ptr=0),
+            get_current_stream=lambda: self.current_stream,
             Device=device_class(self),
             alloc_pinned_memory=lambda size: memoryview(bytearray(size)),
             runtime=types.SimpleNamespace(
@@ -198,20 +313,57 @@ class FakeCupy(types.ModuleType):
     ndarray = ndarray
 
     def __getattr__(self, name):
-        function = getattr(np, name)
+        if name in CONSTANTS or name in UFUNCS:
+            return getattr(np, name)
+        if name not in FUNCTIONS:
+            raise AttributeError(f"cupy.{name}: not among the fake's functions; see FUNCTIONS and UFUNCS")
+        inner = self._function(name, getattr(np, name))
+
+        def checked(*args, **options):
+            _check_options(name, FUNCTIONS[name], options)
+            if name == "searchsorted" and not all(isinstance(array, ndarray) for array in args[:2]):
+                raise NotImplementedError("cupy.searchsorted: Only int or ndarray are supported for a")
+            return inner(*args, **options)
+
+        return checked
+
+    def _function(self, name, function):
         if name in ("array", "asarray", "ascontiguousarray"):
             return self._placing(function)
         if name in ("empty", "zeros", "ones", "full", "arange"):
-            return lambda *args, **options: function(*args, **options).view(ndarray)
+            return self._making(name, function)
         return function
+
+    def _making(self, name, function):
+        def make(*args, **options):
+            made = function(*args, **options).view(ndarray)
+            if name != "empty":
+                _traced(name, [], [made])
+            return made
+
+        return make
 
     def _placing(self, function):
         def place(values, *args, **options):
             if not isinstance(values, ndarray):
                 _refuse_to_wait("a copy from the host")
-            return function(_plain(values), *args, **options).view(ndarray)
+            made = function(_plain(values), *args, **options).view(ndarray)
+            if not np.may_share_memory(_plain(made), _plain(values)):
+                _traced(function.__name__, [values], [made])
+            return made
 
         return place
+
+    @contextmanager
+    def traced(self, cublas):
+        """Context in which all launches are held against each other; `cublas`: a FakeCublas."""
+        global TRACE
+        TRACE = Trace(lambda: self.current_stream.ptr)
+        cublas.on_product = lambda reads, write: TRACE.launch("gemm", reads, [write])
+        try:
+            yield TRACE
+        finally:
+            TRACE = cublas.on_product = None
 
     def RawModule(self, code, options, backend):
         """The kernels of a source, compiled for the host."""
@@ -220,6 +372,9 @@ class FakeCupy(types.ModuleType):
         module = types.SimpleNamespace(source=code, kernels=signatures, name="fake")
 
         def get_function(name):
+            parameters = re.search(rf"\b{name}\s*\(([^)]*)\)", code[code.index("__global__") :])[1]
+            written = ["*" in part and "const" not in part for part in parameters.split(",")]
+
             def launch(grid, block, values, shared_mem=0):
                 args = [
                     None if parameter.is_array and not isinstance(value, np.ndarray) else _plain(value)
@@ -227,6 +382,8 @@ class FakeCupy(types.ModuleType):
                 ]
                 work = lambda: self.host_runner(module, name, storage, grid, block, args, shared_mem)  # noqa: E731
                 self.launch(work)
+                arrays = [value for value in values if isinstance(value, ndarray)]
+                _traced(name, arrays, [a for a, kind in zip(values, written, strict=True) if kind])
 
             return launch
 
@@ -264,41 +421,54 @@ class FakeCupy(types.ModuleType):
 def stream_class(cupy):
     class Stream:
         def __init__(self, non_blocking=False):
-            self.non_blocking, self.ptr = non_blocking, 1000 + id(self) % 1000
+            cupy.num_streams += 1
+            self.non_blocking, self.ptr = non_blocking, 1000 + cupy.num_streams
 
         def use(self):
-            cupy.streams[:] = [self]
-
-        def __enter__(self):
-            cupy.streams.append(self)
+            cupy.current_stream = self
             return self
 
+        def __enter__(self):
+            cupy.entered.append(self)
+            return self.use()
+
         def __exit__(self, *exception):
-            cupy.streams.pop()
+            cupy.entered.pop()
+            cupy.current_stream = cupy.entered[-1]
 
         def begin_capture(self, mode=None):
             global WAITS_ARE_ERRORS
             cupy.history.append("begin_capture")
-            cupy.capturing, WAITS_ARE_ERRORS = Graph(), cupy.runs_what_it_captures
+            cupy.capturing, WAITS_ARE_ERRORS = Graph(self), cupy.runs_what_it_captures
 
         def end_capture(self):
             global WAITS_ARE_ERRORS
             cupy.history.append("end_capture")
             WAITS_ARE_ERRORS = False
             graph, cupy.capturing = cupy.capturing, None
+            if TRACE and not TRACE.knows_of_all(self.ptr):
+                raise CUDARuntimeError(904, "cudaErrorStreamCaptureUnjoined: a stream was not waited for")
             return graph
 
         def is_capturing(self):
-            return cupy.capturing is not None
+            return cupy.capturing is not None and self in cupy.capturing.streams
 
         def synchronize(self):
             cupy.history.append("synchronize")
 
         def wait_event(self, event):
             cupy.history.append("wait_event")
+            if cupy.capturing is not None:
+                if event.capture is cupy.capturing and not self.is_capturing():
+                    cupy.capturing.streams.append(self)
+                elif event.capture is not cupy.capturing and self.is_capturing():
+                    raise CUDARuntimeError(905, "cudaErrorStreamCaptureIsolation: an event of before")
+            if TRACE:
+                TRACE.wait(self.ptr, event.clock)
 
         def record(self, event=None):
-            return Event()
+            capture = cupy.capturing if self.is_capturing() else None
+            return Event(capture, TRACE.record(self.ptr) if TRACE else {})
 
     return Stream
 

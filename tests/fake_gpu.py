@@ -23,5 +23,7 @@ def fake_gpu(host_runner, **machine):
         patch.setattr(host_runner_module, "SCHEDULES", host_runner_module.SCHEDULES[:1])
         patch.setattr(backend, "load_library", lambda major: with_signatures(cublas.library))
         backend._cublas.cache_clear()
-        yield Gpu(cupy, 0)
+        gpu = Gpu(cupy, 0)
+        gpu.cublas = cublas
+        yield gpu
         backend._cublas.cache_clear()

@@ -59,7 +59,8 @@ def compile_source(source, architecture, options=()):
     check(nvrtc, created)
     try:
         headers = folder_of(toolkit.headers) / toolkit.headers
-        given = [f"-arch={architecture}", f"-I{headers}", *options]
+        # The last one is what CuPy adds to the options of every source.
+        given = [f"-arch={architecture}", f"-I{headers}", *options, "--device-as-default-execution-space"]
         packed = (ctypes.c_char_p * len(given))(*(option.encode() for option in given))
         if nvrtc.nvrtcCompileProgram(program, len(given), packed):
             raise CompileError(text_of(nvrtc, "ProgramLog", program).decode().rstrip("\0"))

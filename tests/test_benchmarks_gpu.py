@@ -41,11 +41,10 @@ def test_a_plan_that_does_not_fit_says_so(capsys):
     assert "parts for which the time is too short are left out" in capsys.readouterr().out
 
 
-def test_every_step_s_memory_is_reckoned_and_fits_one_h200():
+def test_every_part_s_memory_is_reckoned_and_fits_one_h200():
     for part in PARTS:
         memory = gpu.memory_mb(part, tiny=False)
-        assert (memory is not None) == (part.kind in ("ours", "torch", "where"))
-        assert memory is None or 500 < memory < 140_000
+        assert 500 < memory < 140_000
     names = [part.name for part in PARTS]
     assert len(set(names)) == len(names)
 

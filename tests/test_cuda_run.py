@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from fake_cupy import CUDARuntimeError
 from fake_gpu import fake_gpu
 from tiny import flags, rows_of, write_text
 
 from autograd.errors import InputError
-from minilstm import ModelConfig
+from minilstm import LanguageModel, ModelConfig
 from train import evaluate, generate, wt103
 from train.checkpoint import load_checkpoint
 from train.config import TrainConfig
@@ -46,12 +47,60 @@ def test_a_run_on_a_gpu_learns_what_the_cpu_s_does(runs):
     assert scores[1] == pytest.approx(scores[0], rel=1e-4)
 
 
-def test_its_rows_hold_the_losses_of_the_step_before(runs):
-    cpu, cuda = (
-        [row["loss"] for row in rows_of(runs / run) if row["kind"] == "train"] for run in ("cpu", "cuda")
+def test_its_rows_are_the_cpu_s(runs):
+    """Every row tells of the step that it is named after, whenever the host has heard of it."""
+    assert_equal_rows(runs / "cuda", runs / "cpu", rtol=1e-4)
+
+
+def assert_equal_rows(run, expected, rtol):
+    """Counts, rates and scales to the bit, losses and norms to rounding; not the clock's."""
+    rows, expected_rows = rows_of(run), rows_of(expected)
+    assert len(rows) == len(expected_rows)
+    for row, wanted in zip(rows, expected_rows, strict=True):
+        assert row.keys() == wanted.keys()
+        for name in row.keys() - {"seconds", "tokens_per_second"}:
+            about = name in ("loss", "perplexity", "grad_norm")
+            assert row[name] == (pytest.approx(wanted[name], rel=rtol) if about else wanted[name]), name
+
+
+class SpoiledModel:
+    """Lets the loss of some windows be no number, on the CPU and on the GPU."""
+
+    def __init__(self, patch, windows):
+        self.windows, self.objective = windows, LanguageModel.objective
+        patch.setattr(LanguageModel, "objective", lambda model, *args: self.spoiled(model, *args))
+
+    def spoiled(self, model, inputs, targets, state, masks):
+        result = self.objective(model, inputs, targets, state, masks)
+        if masks.window not in self.windows:
+            return result
+        return result._replace(objective=result.objective * np.nan, loss=result.loss * np.nan)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+def test_skipped_steps_are_counted_as_on_the_cpu(tmp_path, host_runner, precision):
+    """The first, one in the middle, the last before a checkpoint: rows, position and Adam's count."""
+    text, runs = write_text(tmp_path / "text.txt", lines=30), {}
+    knobs = {**KNOBS, "max_steps": 5, "save_every": 2, "evaluate_every": 4, "precision": precision}
+    knobs |= {"schedule": "cosine", "warmup_steps": 2, "initial_loss_scale": 2**10, "graphs": "false"}
+    knobs |= {"loss_scale_growth_steps": 2} if precision == "mixed" else {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINILSTM_DATA", str(tmp_path / "prepared"))
+        SpoiledModel(patch, {0, 2, 5, 6})
+        for device in ("cpu", "cuda"):
+            with fake_gpu(host_runner):
+                run = runs[device] = tmp_path / device
+                assert wt103.main(flags(text, run, **{**knobs, "device": device})) == 0
+    assert_equal_rows(runs["cuda"], runs["cpu"], rtol=2e-3)
+    facts, cpu_facts = (
+        load_checkpoint(runs[device] / "checkpoints" / "latest.h5")[1] for device in ("cuda", "cpu")
     )
-    # The first waits for its own, and so does the one after the checkpoint of step 2.
-    np.testing.assert_allclose(cuda, [cpu[0], cpu[0], cpu[2], cpu[2]], rtol=1e-4)
+    for what in (facts, cpu_facts):
+        del what["position"]["seconds"], what["position"]["best"], what["position"]["loss_sum"]
+    assert facts["position"] == cpu_facts["position"]
+    assert facts["position"]["skipped_steps"] == 4
+    assert facts.get("loss_scaler") == cpu_facts.get("loss_scaler")
+    assert facts["optimizer_t"] == cpu_facts["optimizer_t"] == 5
 
 
 def test_resumed_on_a_gpu_to_equal_bits(runs):
@@ -62,7 +111,7 @@ def test_a_mixed_run_on_a_gpu_goes_the_same_way(runs):
     cpu, mixed = (
         [row["loss"] for row in rows_of(runs / run) if row["kind"] == "train"] for run in ("cpu", "mixed")
     )
-    np.testing.assert_allclose(mixed, [cpu[0], cpu[0], cpu[2]], rtol=2e-3)  # a checkpoint after the second
+    np.testing.assert_allclose(mixed, cpu[:3], rtol=2e-3)
     assert rows_of(runs / "mixed")[0]["loss_scale"] == 2.0**14
 
 
@@ -102,9 +151,16 @@ class FullGpu(Host):
         return 1 << 20, 16 << 30
 
 
-def test_a_lack_of_memory_says_how_much_was_needed_and_what_would_fit():
+@pytest.mark.parametrize(
+    "lack",
+    [
+        MemoryError("Out of memory allocating 11,512,315,904 bytes"),
+        CUDARuntimeError(2, "cudaErrorMemoryAllocation: out of memory"),
+    ],
+)
+def test_a_lack_of_memory_says_how_much_was_needed_and_what_would_fit(lack):
     with pytest.raises(InputError) as told, told_of_gpu_memory(FullGpu(), CARD, BATCH, 1):
-        raise MemoryError("Out of memory allocating 11,512,315,904 bytes")
+        raise lack
     fits = fitting_batch(CARD, BATCH, 1, int(0.95 * (16 << 30)))
     needed = sum(gpu_memory_parts(CARD, BATCH, 224).values()) / 2**20
     assert f"224 rows of 96 steps a rank need about {needed:,.0f} MB, and the GPU has 16,384 MB" in str(
@@ -133,6 +189,8 @@ def test_a_model_that_fits_nowhere_is_told_so():
 def test_a_lack_of_the_host_s_memory_stays_what_it_is():
     with pytest.raises(MemoryError), told_of_gpu_memory(Host(), CARD, BATCH, 1):
         raise MemoryError
+    with pytest.raises(CUDARuntimeError), told_of_gpu_memory(FullGpu(), CARD, BATCH, 1):
+        raise CUDARuntimeError(700, "cudaErrorIllegalAddress: an illegal memory access")
 
 
 def test_mixed_precision_needs_less_than_float32():

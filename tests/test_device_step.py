@@ -7,9 +7,9 @@ from fake_gpu import fake_gpu
 from minilstm import LanguageModel, MaskStream, ModelConfig
 from train.communicator import SingleProcess
 from train.device_step import DeviceStep
-from train.mixed_precision import Backoff
+from train.mixed_precision import Backoff, LogMax
 from train.optimizers import SGD, Adam
-from train.step import TrainingStep, finite_state
+from train.step import TrainingStep
 
 SIZES = {"vocab_size": 30, "embedding_size": 6, "hidden_size": 8, "num_layers": 2}
 DROPOUTS = {
@@ -45,17 +45,15 @@ def make(knobs, optimizer, device=None, dtype=np.float64, **options):
 
 
 def run(model, step, windows=3):
-    """Losses, norms and weights of some steps; on a GPU each step gives the numbers of the one before."""
-    results, state = [], None
+    """Losses, norms, weights and state of some steps; each is looked at after the next one was launched."""
+    late, results, state = [], [], None
     for window in range(windows):
         inputs, targets = TEXT[5 * window : 5 * window + 5], TEXT[5 * window + 1 : 5 * window + 6]
-        result = step(inputs, targets, state, MaskStream(9, window, 4), 0.05)
-        state = result.state
-        results.append((result.loss, result.grad_norm))
-    if isinstance(step, DeviceStep):
-        assert results[0] == results[1]  # the first waits for its own, which the second gives again
-        results = [*results[1:], step._unread()[:2]]
-    return results, model.flat_parameters, state
+        late.append(step.begin(inputs, targets, state, MaskStream(9, window, 4), 0.05))
+        state = late[-1].state
+        if window:
+            results.append(late[-2].finish()[:2])
+    return [*results, late[-1].finish()[:2]], model.flat_parameters, state
 
 
 def assert_equal_runs(gpu, got, expected, rtol):
@@ -76,27 +74,70 @@ def test_the_step_on_a_gpu_is_the_plain_one(gpu, knobs):
     assert_equal_runs(gpu, got, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("l2_tied", [0.0, 0.1])
-def test_in_mixed_precision_to_its_rounding(gpu, l2_tied):
-    """With L2 the gradients go to the masters first; without, the update's kernel reads float16."""
-    more = {"dtype": np.float32, "l2_tied": l2_tied}
+@pytest.mark.parametrize("more", [{}, {"l2_tied": 0.1}, {"accumulate": 2}])
+def test_in_mixed_precision_to_its_rounding(gpu, more):
+    """With L2 or groups of rows the gradients go to the masters first; else the kernel reads float16."""
+    more = {"dtype": np.float32, **more}
     expected = run(*make({}, SGD, scaler=Backoff(2.0**10), **more))
-    got = run(*make({}, SGD, gpu, graphs=False, scaler=Backoff(2.0**10), **more))
+    model, step = make({}, SGD, gpu, graphs=False, scaler=Backoff(2.0**10), **more)
+    got = run(model, step)
     assert got[2][0][0].dtype == np.float16
     assert_equal_runs(gpu, got, expected, rtol=3e-3)
+    assert (model.gradient_buffer.size == 0) == (len(more) == 1)  # no memory for what nobody writes
 
 
-def test_an_overflow_is_skipped_and_lowers_the_scale_a_step_late(gpu):
+def test_groups_are_added_in_float32(gpu):
+    """Of a sum in float16 the last bits would be lost: here they are those of the CPU."""
+    gradients = []
+    for device, more in ((None, {}), (gpu, {"graphs": False})):
+        model, step = make({}, SGD, device, np.float32, scaler=Backoff(2.0**10), accumulate=4, **more)
+        step(TEXT[:5], TEXT[1:6], None, MaskStream(9), 0.0)
+        host = model.flat_gradients if device is None else gpu.to_host(model.flat_gradients)
+        gradients.append(host.astype(np.float32))
+    exact, ours = gradients
+    assert np.abs(ours - exact).max() < 2e-3 * np.abs(exact).max()
+    assert (ours != ours.astype(np.float16)).mean() > 0.3  # numbers that float16 does not have
+
+
+def test_the_largest_gradient_is_without_l2_and_the_norm_with_it(gpu):
+    """As on the CPU: LogMax would follow the weights otherwise."""
+    seen, scales = [], []
+    for device, more in ((None, {}), (gpu, {"graphs": False})):
+        scaler = LogMax(2.0**10)
+        _, step = make({}, SGD, device, np.float32, scaler=scaler, l2_tied=100.0, **more)
+        seen.append(step(TEXT[:5], TEXT[1:6], None, MaskStream(9), 0.0).grad_norm)
+        scales.append(scaler.mean)
+    assert seen[1] == pytest.approx(seen[0], rel=1e-3)
+    assert scales[1] == pytest.approx(scales[0], abs=1e-4)
+
+
+def test_an_overflow_is_skipped_and_lowers_the_very_next_scale(gpu):
+    """Although the host hears of it when the next step is under way."""
     scaler = Backoff(2.0**24)  # at which everything overflows
     model, step = make({}, SGD, gpu, dtype=np.float32, graphs=False, scaler=scaler)
     before = gpu.to_host(model.flat_parameters).copy()
-    inputs, targets = TEXT[:5], TEXT[1:6]
-    result = step(inputs, targets, None, MaskStream(9), 0.05)
-    assert not result.is_finite
+    window = (TEXT[:5], TEXT[1:6], None, MaskStream(9), 0.05)
+    first, second = step.begin(*window), step.begin(*window)
+    assert scaler.scale == 2.0**24
+    assert not first.finish().is_finite
     assert scaler.scale == 2.0**23
-    step(inputs, targets, None, MaskStream(9), 0.05)
+    assert not second.finish().is_finite
+    assert scaler.scale == 2.0**22
     np.testing.assert_array_equal(gpu.to_host(model.flat_parameters), before)
     assert step.optimizer.t == 0
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_the_learning_rate_is_that_of_the_updates_made(gpu, bad):
+    """Which of two it is, the GPU decides when it knows whether the step before made one."""
+    model, step = make({}, SGD, gpu, dtype=np.float32, graphs=False)
+    loud = np.full((4, 8), np.nan if bad else 0.0, np.float32)
+    state = [(gpu.to_device(loud), gpu.to_device(0 * loud))] + [step.computing.initial_state(4)[1]]
+    first = step.begin(TEXT[:5], TEXT[1:6], state, MaskStream(9), 0.0)
+    before = gpu.to_host(model.flat_parameters).copy()
+    second = step.begin(TEXT[:5], TEXT[1:6], None, MaskStream(9), 0.0, rate_after_skip=0.05)
+    assert (first.finish().is_finite, second.finish().is_finite) == (not bad, True)
+    assert (gpu.to_host(model.flat_parameters) != before).any() == bad
 
 
 @pytest.mark.parametrize("scaler", [None, Backoff])
@@ -108,8 +149,7 @@ def test_rows_of_the_state_that_are_not_finite_are_as_before(gpu, scaler):
         before = step(TEXT[:5], TEXT[1:6], None, MaskStream(9), 0.05).state
         model.embedding.data[bad] = np.nan
         step.take_weights()
-        after = step(TEXT[5:10], TEXT[6:11], before, MaskStream(9, 1), 0.05).state
-        states.append(finite_state(after, before) if device is None else after)
+        states.append(step(TEXT[5:10], TEXT[6:11], before, MaskStream(9, 1), 0.05).state)
     for pair, device_pair in zip(*states, strict=True):
         for part, device_part in zip(pair, device_pair, strict=True):
             np.testing.assert_allclose(gpu.to_host(device_part), part, rtol=2e-3, atol=2e-3)
@@ -148,8 +188,8 @@ def test_what_would_wait_in_a_capture_is_found_and_goes_on_without(gpu, monkeypa
 @pytest.mark.parametrize(
     ("knobs", "options", "reason"),
     [
-        ({"softmax": "adaptive", "adaptive_bands": (8,)}, {}, "softmax = 'adaptive' sorts the words"),
-        ({}, {"accumulate": 2}, "accumulate is more than 1"),
+        ({"softmax": "adaptive", "adaptive_bands": (8,)}, {}, "softmax = 'adaptive' has products"),
+        ({}, {"check_values": True}, "every value is looked at"),
     ],
 )
 def test_what_cannot_be_a_graph_says_why(gpu, knobs, options, reason):
@@ -157,3 +197,18 @@ def test_what_cannot_be_a_graph_says_why(gpu, knobs, options, reason):
     make(knobs, SGD, gpu, tell=told.append, **options)
     assert len(told) == 1
     assert reason in told[0]
+
+
+@pytest.mark.parametrize("scaler", [None, Backoff])
+def test_groups_of_rows_are_one_graph(gpu, scaler):
+    """Each with its own rows of the masks, and in mixed precision with its sum in float32."""
+    dtype, rtol = (np.float32, 3e-3) if scaler else (np.float64, 1e-9)
+    options = {"accumulate": 2, "dtype": dtype}
+    for knobs in ({**DROPOUTS, "activation_dropout": "per_step"}, MODELS["sampled"]):
+        gpu.xp.runs_what_it_captures, told = False, []
+        expected = run(*make(knobs, SGD, scaler=scaler and scaler(2.0**10), **options), windows=2)
+        gpu.xp.runs_what_it_captures = True
+        step = make(knobs, SGD, gpu, tell=told.append, scaler=scaler and scaler(2.0**10), **options)
+        assert_equal_runs(gpu, run(*step, windows=2), expected, rtol)
+        assert told == []
+    assert gpu.xp.history.count("end_capture") == 2

@@ -560,6 +560,15 @@ def test_a_scale_at_its_lowest_ends_the_run_in_one_line(here, text):
     assert "\n" not in message
 
 
+def test_a_scale_that_stays_at_its_lowest_is_told_of_once(here, text, monkeypatch, capsys):
+    monkeypatch.setattr(train.training_run, "LONG_AT_LOWEST", 3)
+    train_here(text, here / "low", 6, precision="mixed", initial_loss_scale=1)
+    shown = capsys.readouterr()
+    told = [line for line in (shown.out + shown.err).splitlines() if "at its lowest, 1, for 3 steps" in line]
+    assert len(told) == 1
+    assert told[0].endswith("lower learning_rate, or go on with --resume --precision float32")
+
+
 # Knobs.
 
 
@@ -583,6 +592,11 @@ def test_a_scale_at_its_lowest_ends_the_run_in_one_line(here, text):
 def test_knobs_of_the_scale_are_checked(knobs, message):
     with pytest.raises(InputError, match=message):
         TrainConfig(precision="mixed", **knobs)
+
+
+def test_bfloat16_is_refused_and_told_why():
+    with pytest.raises(InputError, match="foreign type alone, .* take precision 'mixed', whose loss scale"):
+        TrainConfig(precision="bfloat16")
 
 
 def test_knobs_of_the_scale_reach_the_scaler():

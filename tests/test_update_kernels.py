@@ -7,8 +7,10 @@ from kernel_examples import on, twin
 
 from autograd import InputError
 from autograd.kernels import KernelModule, host_kernels
-from train import update_kernels
+from train import scale_kernels, update_kernels
+from train.mixed_precision import Backoff, LogMax
 from train.optimizers import NTASGD, SGD, Adam, clip_factor, global_norm
+from train.scale_kernels import DeviceScaler
 from train.update_kernels import NAMES, UpdateControls
 
 SIZES = {"float16": 1e-3, "float32": 1e-6, "float64": 1e-12}
@@ -58,12 +60,50 @@ def test_what_is_not_finite_is_seen_wherever_it_stands(device, bad, place):
     assert not np.isfinite(twin(global_norm, x))
 
 
-@pytest.mark.parametrize("loss", [2.5, np.nan, np.inf])
-def test_a_loss_that_is_not_finite_is_seen(device, loss):
-    x = on(device, flat(50, np.float16))
+def test_an_update_begins_by_how_the_one_before_ended(device):
+    """And the largest element may be that of other gradients than the norm."""
+    x, scale = on(device, flat(50, np.float16)), on(device, np.array([8.0, 3.0]))
     controls = UpdateControls(x)
-    controls.measure(x, on(device, np.array([loss], np.float32)))
-    assert controls.read()["finite"] == np.isfinite(loss)
+    controls.begin(0.1, 0.2, 0.5, scale)
+    controls.measure(x)
+    first = controls.read()
+    controls.measure(on(device, np.full(50, np.nan, np.float32)), keep_largest=True)
+    controls.begin(0.3, 0.4, 0.0)
+    second = controls.read()
+    told = ("learning_rate", "unscale", "max_norm", "finite")
+    assert [first[name] for name in told] == [0.1, 1 / 8, 0.5, 1]
+    assert [second[name] for name in told] == [0.4, 1, 0, 0]
+    assert second["largest"] == first["largest"] == np.abs(flat(50, np.float16)).max() / 8
+
+
+# --- the loss scale ---
+
+
+def scalers():
+    return [Backoff(4.0, growth_steps=3), Backoff(2.0**24, growth_steps=1), LogMax(), LogMax(2.0)]
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_the_next_scale_is_the_host_s(device, index):
+    """Step after step, through overflows at the lowest scale and gradients of zero; no matter who counts."""
+    host, followed = scalers()[index], scalers()[index]
+    ours = DeviceScaler(followed, device.xp, parts=4)
+    controls = UpdateControls(on(device, flat(3)))
+    generator = np.random.default_rng(index)
+    for step in range(60):
+        finite = bool(generator.random() < (0.2 if step > 40 else 0.8))
+        largest = 2.0 ** generator.normal(1, 3) * (step != 5)
+        controls.set(finite=finite, largest=largest)
+        host.update(finite, largest)
+        ours.update(controls)
+        ours.follow(np.array(device.numpy(ours.values)))
+        assert vars(followed) == pytest.approx(vars(host), rel=1e-12)
+        expected = [host.scale / 4, 1 / host.scale]
+        np.testing.assert_allclose(device.numpy(ours.factors), expected, rtol=1e-7)
+        if step == 20:
+            ours.load()  # as after a checkpoint
+    assert host.overflows_at_lowest > 0 or host.scale > 1
+    assert [type(value) for value in vars(followed).values()] == [type(x) for x in vars(host).values()]
 
 
 # --- the updates ---
@@ -168,6 +208,11 @@ def test_the_source_has_the_same_numbers_in_the_same_order():
     source = KernelModule("train", "adam").source
     for place, name in enumerate(NAMES):
         assert f"#define {name.upper()} {place}\n" in source
+    of_scale = KernelModule("train", "loss_scale").source
+    for names in (*scale_kernels.NUMBERS.values(), NAMES):
+        for place, name in enumerate(names):
+            if names is not NAMES or name in ("largest", "finite"):
+                assert f"#define {name.upper()} {place}\n" in of_scale
 
 
 @pytest.mark.parametrize(

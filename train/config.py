@@ -108,8 +108,9 @@ class TrainConfig:
 
     seed: Seed = 0  # of the initial weights, of every dropout mask and of every window
     device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["float32", "mixed"] = "float32"
+    precision: Literal["float32", "mixed", "bfloat16"] = "float32"
     graphs: bool = True  # cuda: forward and backward of a window are captured and launched as one graph
+    wavefront: Literal["graphs", "always", "never"] = "graphs"  # cuda: when layers run side by side
     share_gpus: bool = False  # cuda: let several ranks have one GPU; slower than one each
     allreduce_dtype: Literal["float32", "float16"] = "float32"  # of gradients on their way between ranks
     loss_scaler: Literal["backoff", "log_max"] = "backoff"  # mixed: what chooses the scale of the loss
@@ -146,6 +147,11 @@ class TrainConfig:
             (
                 milestones and self.decay_steps > 0,
                 "decay_steps and decay_epochs both say when to decay; set decay_steps=0 or decay_epochs=[]",
+            ),
+            (
+                self.precision == "bfloat16",
+                "precision 'bfloat16': NumPy and CuPy have it as a foreign type alone, whose products "
+                "silently become float32; take precision 'mixed', whose loss scale makes up for its range",
             ),
             (
                 self.shuffle_windows and self.carry_state,

@@ -80,7 +80,9 @@ class Gpu(Host):
         properties = cupy.cuda.runtime.getDeviceProperties(index)
         self.name, self.identity = properties["name"].decode(), _identity(properties)
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.stream.use()
+        # Entered and never left. Whoever enters another one, CuPy's own copies among them, falls back to the
+        # stream that was entered last, and one that is only in use would be forgotten.
+        self.stream.__enter__()
 
     def to_device(self, array: Any) -> Any:
         return self.xp.asarray(array)

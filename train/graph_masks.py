@@ -7,6 +7,7 @@ launch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -20,7 +21,7 @@ Draw = Callable[[np.random.Generator], tuple[Any, ...]]
 def why_no_graph(config: ModelConfig) -> str:
     """What of a model's step depends on more than shapes and masks, in words; empty if nothing does."""
     if config.softmax == "adaptive":
-        return "softmax = 'adaptive' sorts the words of each window into bands"
+        return "softmax = 'adaptive' has products whose sizes depend on a window's words"
     return ""
 
 
@@ -50,6 +51,11 @@ class GraphMasks(MaskStream):
         for place, (draw, buffers) in self._of_graph.items():
             for buffer, values in zip(buffers, self._on_device(masks.arrays(place, draw)), strict=True):
                 buffer[...] = values
+
+    def for_rows_from(self, row: int) -> GraphMasks:
+        part = copy.copy(self)  # the same window in the same memory
+        part.first_row += row
+        return part
 
     def arrays(self, place: str, draw: Draw) -> tuple[Any, ...]:
         if place not in self._of_graph:

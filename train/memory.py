@@ -20,6 +20,7 @@ from train.config import TrainConfig
 FLOAT_BYTES, HALF_BYTES = 4, 2
 INTERPRETER = 60 << 20
 """Python with NumPy and h5py loaded, measured."""
+CUDA_OUT_OF_MEMORY = 2
 CUDA_CONTEXT = 600 << 20
 """What CUDA, its libraries and compiled kernels take of a GPU before there is an array; reckoned."""
 
@@ -67,13 +68,14 @@ def gpu_memory_parts(model: ModelConfig, train: TrainConfig, rows: int, ranks: i
     floats += sum(_layer_floats(model, index, steps) for index in range(model.num_layers))
     floats += _passing_floats(model, steps)
     words = model.num_samples if model.softmax == "sampled" else model.vocab_size
+    summed = mixed and (ranks > 1 or train.accumulate > 1 or train.l2_tied > 0)  # in float32, by the masters
     return {
         "parameters": parameters * (FLOAT_BYTES + 2 if mixed else FLOAT_BYTES),
-        "gradients": parameters * (size + FLOAT_BYTES if mixed and ranks > 1 else size),
+        "gradients": parameters * (size + FLOAT_BYTES if summed else size),
         f"{train.optimizer} moments": _moments(train) * parameters * FLOAT_BYTES,
         "activations": floats * size,
         "softmax": workspace_bytes(steps, words, model.output_size, np.float16 if mixed else np.float32),
-        "cuBLAS": WORKSPACE_BYTES,
+        "cuBLAS": WORKSPACE_BYTES * (1 + model.num_layers),  # a stream each; layers run as a wavefront
         "CUDA itself": CUDA_CONTEXT,
     }
 
@@ -99,11 +101,16 @@ def told_of_gpu_memory(device: Any, model: ModelConfig, train: TrainConfig, rank
     """Context in which a lack of a GPU's memory is an InputError: how much was needed, what would fit."""
     try:
         yield
-    except MemoryError:
-        memory = device.memory()
+    except (MemoryError, RuntimeError) as error:
+        memory = device.memory() if _is_lack_of_memory(error) else None
         if memory is None:
             raise
         raise InputError(_out_of_memory(model, train, ranks, memory[1])) from None
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """CuPy's pools raise a MemoryError; what goes by them, an error of CUDA's with its number."""
+    return isinstance(error, MemoryError) or getattr(error, "status", None) == CUDA_OUT_OF_MEMORY
 
 
 def _out_of_memory(model: ModelConfig, train: TrainConfig, ranks: int, total: int) -> str:

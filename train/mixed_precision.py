@@ -39,6 +39,8 @@ LARGEST_EXPONENT = 16
 LOWEST_SCALE = 1.0
 HOPELESS_OVERFLOWS = 100
 """So many overflows at the lowest scale end a run: float16 cannot hold what it computes."""
+LONG_AT_LOWEST = 100
+"""So many steps at the lowest scale without a break are told of: small gradients are lost there."""
 
 State = dict[str, Any]
 
@@ -65,14 +67,15 @@ class MasterWeights:
         """(7) the copies from the masters."""
         self.half.flat_parameters[...] = self.model.flat_parameters
 
-    def take_gradients(self, factor: float, add: bool = False) -> None:
+    def take_gradients(self, factor: Any, add: bool = False) -> None:
         """(3) the copy's gradients · factor become the masters' gradients, or are added to them.
 
         Args:
-            factor: 1 / the scale of the loss.
+            factor: 1 / the scale of the loss, a number, or on a GPU an array of one, of the masters' dtype.
         """
         halves, masters = self.half.flat_gradients, self.model.flat_gradients
-        xp, factor = get_array_module(masters), masters.dtype.type(factor)
+        xp = get_array_module(masters)
+        factor = factor if hasattr(factor, "dtype") else masters.dtype.type(factor)
         if add:
             masters += xp.multiply(halves, factor, dtype=masters.dtype)  # (75) of docs/lstm_backward.md
         else:
@@ -94,6 +97,7 @@ class LossScaler(ABC):
     """
 
     name: str
+    HIGHEST_SCALE: float
 
     def __init__(self, initial: float) -> None:
         self.scale = initial

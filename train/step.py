@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from autograd import Variable, detect_anomaly
+from autograd.backend import get_array_module
 from autograd.profile import span
 from minilstm import LanguageModel, MaskStream, detach
 from minilstm.language_model import State
@@ -39,6 +40,13 @@ class StepResult(NamedTuple):
     def is_finite(self) -> bool:
         """False if the step was not made because its gradient is not a number, or overflowed."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+class StepUnderWay(NamedTuple):
+    """A step that was begun: the state to carry on, and what waits for its result, to be called once."""
+
+    state: State
+    finish: Callable[[], StepResult]
 
 
 class TrainingStep:
@@ -87,8 +95,24 @@ class TrainingStep:
         """Of what is computed with: a state must be of it."""
         return self.computing.dtype
 
-    def settle(self) -> None:
-        """Nothing is under way between two steps; on a GPU there is (train/device_step.py)."""
+    def begin(
+        self,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        state: State | None,
+        masks: MaskStream,
+        learning_rate: float,
+        stop: StopRequest | None = None,
+        rate_after_skip: float | None = None,
+    ) -> StepUnderWay:
+        """The same in two parts, between which a GPU works; on a CPU the first is all there is.
+
+        Args:
+            rate_after_skip: the learning rate instead if the step before, whose end was not waited for, made
+                no update; None: it was.
+        """
+        result = self(inputs, targets, state, masks, learning_rate, stop)
+        return StepUnderWay(result.state, lambda: result)
 
     @np.errstate(all="ignore")  # a run that diverges is told of by its loss and its norm
     def __call__(
@@ -119,6 +143,7 @@ class TrainingStep:
                 W = self.model.decoder_weight
                 add_scaled(W.grad.reshape(-1), W.data.reshape(-1), self.l2_tied)
             norm = global_norm(gradients)
+            new_state = finite_state(new_state, state)
             result = StepResult(mean_loss, norm, new_state, stop.agreed(stops) if stop else 0)
             if result.is_finite:  # (5)
                 self.optimizer.update(gradients, learning_rate, clip_factor(norm, self.clip_norm))  # (7)
@@ -171,21 +196,26 @@ class TrainingStep:
 
 
 def finite_state(new: State, old: State | None) -> State:
-    """The state to carry on after a step that was skipped: rows that are not finite are as they were before.
+    """The state to carry on: rows that are not finite are as they were before the step.
+
+    Else a row that has overflowed would spoil the windows that follow, to the end of the epoch.
 
     Args:
         new: what the step left, (h, c) of shapes (B, H) per layer.
         old: what it began with; None: zeros. Each row decides for itself, in all layers at once, so that it
             does not matter how the rows are dealt out among ranks.
     """
-    bad = ~np.all([np.isfinite(part).all(axis=1) for pair in new for part in pair], axis=0)
-    if not bad.any():
+    xp = get_array_module(new[0][0])
+    good: Any = True
+    for part in (part for pair in new for part in pair):
+        good = good & xp.isfinite(part).all(axis=1, keepdims=True)
+    if xp is np and good.all():  # a GPU is not asked
         return new
-    before = [(np.zeros_like(h), np.zeros_like(c)) for h, c in new] if old is None else old
-    for pair, pair_before in zip(new, before, strict=True):
-        for part, part_before in zip(pair, pair_before, strict=True):
-            part[bad] = part_before[bad]
-    return new
+    before = [(xp.zeros_like(h), xp.zeros_like(c)) for h, c in new] if old is None else old
+    return [
+        (xp.where(good, h, old_h), xp.where(good, c, old_c))
+        for (h, c), (old_h, old_c) in zip(new, before, strict=True)
+    ]
 
 
 def _joined(states: list[State]) -> State:

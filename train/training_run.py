@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from autograd.errors import InputError
 from autograd.profile import span, spans_of
@@ -22,7 +22,7 @@ from train.evaluate import evaluate
 from train.log import TrainingDisplay
 from train.memory import told_of_gpu_memory
 from train.metrics import MetricsLog, read_metrics
-from train.mixed_precision import LossScaler
+from train.mixed_precision import LONG_AT_LOWEST, LOWEST_SCALE, LossScaler
 from train.plan import make_optimizer, make_scaler, schedule_of, total_steps, windows_of
 from train.profile import DATA, STEP, StepProfile
 from train.rank_watch import RankWatch, last_signs
@@ -37,7 +37,14 @@ from train.run_folder import (
     save_run,
 )
 from train.signals import StopRequest, StopRequestedError, name_of
-from train.step import StepResult, TrainingStep, finite_state
+from train.step import StepResult, StepUnderWay, TrainingStep
+
+
+class Launched(NamedTuple):
+    """A step that is not counted yet, and the length of its window."""
+
+    step: StepUnderWay
+    window: int
 
 
 class TrainingRun:
@@ -77,6 +84,8 @@ class TrainingRun:
             advice=f"--resume goes on from the last checkpoint of {folder.path}",
         )
         self.state: Any = None
+        self.launched: Launched | None = None
+        self.steps_at_lowest = 0
 
     def _make_step(self) -> TrainingStep:
         train = self.train_config
@@ -90,7 +99,8 @@ class TrainingRun:
         }
         if not self.device.is_gpu:
             return TrainingStep(*common, **options)
-        return DeviceStep(*common, self.device, **options, graphs=train.graphs, tell=self._tell)
+        options |= {"graphs": train.graphs, "wavefront": train.wavefront, "tell": self._tell}
+        return DeviceStep(*common, self.device, **options)
 
     def _tell(self, line: str) -> None:
         if self.communicator.is_root:
@@ -201,22 +211,7 @@ class TrainingRun:
             self._evaluate_and_save()  # interrupted before; or ended before by a limit that was higher
         while position.step < self.total_steps:
             for inputs, targets in spans_of(DATA, self.batches.windows(position.window, position.epoch)):
-                made = position.step + position.skipped_steps
-                masks = MaskStream(self.train_config.seed, made, self.rows.first)
-                learning_rate = self.schedule(position.step) * self.windows.rate_factor(len(targets))
-                with span(STEP):
-                    result = self.step(inputs, targets, self.state, masks, learning_rate, self.stop)
-                self._advance(result, targets.shape[0] * self.train_config.batch_size)
-                self.watch.step = position.step
-                if result.is_finite:
-                    self._log(result, learning_rate)
-                if result.stop_signal:
-                    position.pending = any(self._due())
-                    raise StopRequestedError(result.stop_signal)
-                self._evaluate_and_save()
-                every = self.train_config.check_ranks_every
-                if every and position.step % every == 0:
-                    self._check_agreement()
+                self._step(inputs, targets)
                 self._show(self.profile.after_step())
                 if position.step == self.total_steps:
                     break
@@ -224,6 +219,32 @@ class TrainingRun:
         if signal_number:
             raise StopRequestedError(signal_number)
         self._show(self.profile.close())
+
+    def _step(self, inputs: Any, targets: Any) -> None:
+        """Launch a step, and count all whose results are there, or must be.
+
+        On a GPU the result of one step is looked at while the next one runs, unless something is to be done
+        right after it: what is counted, written and saved is what a run that waits for each step has.
+        """
+        position, late = self.position, self.launched
+        unknown = int(late is not None)
+        made = position.step + position.skipped_steps + unknown
+        masks = MaskStream(self.train_config.seed, made, self.rows.first)
+        rate = self._rate(position.step + unknown, len(targets))
+        after_skip = self._rate(position.step, len(targets)) if late else None
+        with span(STEP):
+            step = self.step.begin(inputs, targets, self.state, masks, rate, self.stop, after_skip)
+            self.launched = Launched(step, len(targets))
+            stopping = late is not None and self._count(late)
+        self._pass_window(step.state)
+        looks_late = self.device.is_gpu and not self.train_config.detect_anomaly
+        if not looks_late or stopping or self._is_due_next():
+            late, self.launched = self.launched, None
+            self._count(late)
+
+    def _rate(self, updates: int, window: int) -> float:
+        """The learning rate after so many updates, for a window of this length."""
+        return self.schedule(updates) * self.windows.rate_factor(window)
 
     def _save_and_exit(self, signal_number: int) -> NoReturn:
         """Save where the run stands and end it, on every rank alike."""
@@ -242,25 +263,45 @@ class TrainingRun:
         if message:
             self.display.message(message)
 
-    def _advance(self, result: StepResult, tokens: int) -> None:
-        """Count the step; at the end of an epoch the streams start again, and so does the state.
-
-        A window whose loss or gradient is not finite made no update: it is passed over and counted apart.
-        """
+    def _pass_window(self, state: Any) -> None:
+        """Go on to the next window; at the end of an epoch the streams start again, and so does the state."""
         position = self.position
-        state = result.state
-        if result.is_finite:
-            position.step, position.tokens = position.step + 1, position.tokens + tokens
-            position.loss_sum, position.loss_steps = position.loss_sum + result.loss, position.loss_steps + 1
-            position.bad_steps = 0
-        else:
-            self._skip(result)
-            if not self.device.is_gpu:  # whose step has seen to it
-                state = finite_state(state, self.state)
         self.state = state if self.train_config.carry_state else None
         position.window += 1
         if position.window == self.batches.num_windows(position.epoch):
             position.epoch, position.window, self.state = position.epoch + 1, 0, None
+
+    def _count(self, launched: Launched) -> bool:
+        """Count a step that has passed its window, and do what is due after it; whether a signal came.
+
+        A window whose loss or gradient is not finite made no update: it is passed over and counted apart.
+
+        Raises:
+            StopRequestedError: a signal came, and no step is under way. InputError: the run must end.
+        """
+        position, result = self.position, launched.step.finish()
+        if result.is_finite:
+            learning_rate = self._rate(position.step, launched.window)
+            position.step += 1
+            position.tokens += launched.window * self.train_config.batch_size
+            position.loss_sum, position.loss_steps = position.loss_sum + result.loss, position.loss_steps + 1
+            position.bad_steps = 0
+            self._log(result, learning_rate)
+        else:
+            self._skip(result)
+        self.watch.step = position.step
+        if self.scaler:
+            self._watch_scale(self.scaler)
+        if result.stop_signal:
+            if self.launched is None:
+                position.pending = any(self._due())
+                raise StopRequestedError(result.stop_signal)
+            return True
+        self._evaluate_and_save()
+        every = self.train_config.check_ranks_every
+        if every and position.step % every == 0:
+            self._check_agreement()
+        return False
 
     def _skip(self, result: StepResult) -> None:
         """Count a step without an update; InputError if that is the end of the run.
@@ -284,6 +325,16 @@ class TrainingRun:
             f"{result.grad_norm:.4g}; skipped {position.skipped_steps:,} so far, "
             f"{position.bad_steps} in a row of at most {most}"
         )
+
+    def _watch_scale(self, scaler: LossScaler) -> None:
+        """Tell once of a loss scale that stays at its lowest; to LogMax it may happen for a while."""
+        self.steps_at_lowest = self.steps_at_lowest + 1 if scaler.scale <= LOWEST_SCALE else 0
+        if self.steps_at_lowest == LONG_AT_LOWEST:
+            self._show(
+                f"the loss scale has been at its lowest, {scaler.scale:g}, for {LONG_AT_LOWEST} steps: "
+                "gradients below 6e-8 are lost; lower learning_rate, or go on with --resume "
+                "--precision float32"
+            )
 
     def _out_of_range(self, scaler: LossScaler) -> InputError:
         return InputError(
@@ -336,19 +387,31 @@ class TrainingRun:
 
     def _due(self) -> tuple[bool, bool]:
         """Whether this step is to be validated: because the run ends with it; because it is scheduled."""
-        position, every = self.position, self.train_config.evaluate_every
-        updated = position.bad_steps == 0  # else what was due at this step has been done
-        scheduled = updated and position.step % every == 0 if every else position.window == 0
-        return position.step == self.total_steps, scheduled
+        step, updated = self.position.step, self.position.bad_steps == 0
+        return step == self.total_steps, updated and self._is_scheduled(step)  # else it has been done
+
+    def _is_scheduled(self, step: int) -> bool:
+        """Whether a validation belongs behind this update."""
+        every = self.train_config.evaluate_every
+        return step % every == 0 if every else self.position.window == 0
+
+    def _is_to_be_saved(self, step: int) -> bool:
+        """Whether a checkpoint belongs behind this update, whatever is validated."""
+        every = self.train_config.save_every
+        return every > 0 and step % every == 0
+
+    def _is_due_next(self) -> bool:
+        """Whether anything will be due after the step that is under way, if it has made its update."""
+        step, check_ranks = self.position.step + 1, self.train_config.check_ranks_every
+        checked = check_ranks > 0 and step % check_ranks == 0
+        ends = step == self.total_steps
+        return ends or checked or self._is_scheduled(step) or self._is_to_be_saved(step)
 
     def _evaluate_and_save(self) -> None:
         """What is due after a window."""
-        position, train = self.position, self.train_config
-        updated = position.bad_steps == 0
+        position = self.position
         last, scheduled = self._due()
-        save_now = (
-            last or scheduled or (updated and train.save_every and position.step % train.save_every == 0)
-        )
+        save_now = last or scheduled or (position.bad_steps == 0 and self._is_to_be_saved(position.step))
         with self.clock.paused():
             if save_now:
                 self._check_agreement()  # nothing is kept of ranks that have drifted apart
@@ -398,7 +461,6 @@ class TrainingRun:
 
     def _save(self, which: str) -> None:
         """`latest` holds all that a resumed run needs, `best` the weights."""
-        self.step.settle()  # so that this run and one that is resumed here go on alike
         self.position.seconds = self.clock.seconds()
         facts = checkpoint_facts(
             self.model, self.position, self.corpus.fingerprint, self._streams(), self.scaler

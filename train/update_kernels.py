@@ -27,9 +27,10 @@ NAMES = ("learning_rate", "unscale", "max_norm", "norm", "largest", "finite", "u
 class UpdateControls:
     """The numbers that an update reads and that it decides, float64, where the gradients are.
 
-    The host sets `learning_rate`; `unscale`, what gradients are multiplied with first, 1 / the loss scale;
-    and `max_norm`, the ceiling of their norm or 0. The kernels set `norm` and `largest`, of the gradients
-    without the loss scale; `finite`, 1 or 0; and count `updates`, among which a skipped step is not.
+    Set beforehand are `learning_rate`; `unscale`, what gradients are multiplied with first, 1 / the loss
+    scale; and `max_norm`, the ceiling of their norm or 0. The kernels set `norm` and `largest`, of the
+    gradients without the loss scale; `finite`, 1 or 0; and count `updates`, among which a skipped step is
+    not.
 
     Args:
         like: an array of the device.
@@ -54,18 +55,30 @@ class UpdateControls:
         """All numbers by name, after waiting for the device."""
         return dict(zip(NAMES, self.values.tolist(), strict=True))
 
-    def measure(self, gradients: Any, loss: Any = None) -> None:
+    def begin(self, rate: float, rate_after_skip: float, max_norm: float, scale: Any = None) -> None:
+        """Set what the host decides of an update, without knowing how the one before ended.
+
+        Args:
+            rate: the learning rate if the last `measure` found its gradients finite, or there was none.
+            rate_after_skip: the learning rate if not.
+            max_norm: the ceiling of the norm, or 0.
+            scale: in device memory, float64, its first number the loss scale that is still in the gradients;
+                None: there is none in them.
+        """
+        UPDATE.launch("begin_update", 1, 1, self.values, rate, rate_after_skip, max_norm, scale)
+
+    def measure(self, gradients: Any, keep_largest: bool = False) -> None:
         """Set `norm`, `largest` and `finite` from flat gradients as they are, the loss scale in them.
 
-        Finite is what has a finite norm, as in `global_norm`, and a finite loss if one is given.
+        Finite is what has a finite norm, as in `global_norm`.
 
         Args:
             gradients: flat, float16, float32 or float64.
-            loss: one number, in what the dtype's sums are made in, or None.
+            keep_largest: leave `largest` as it is.
         """
         blocks, partial, dtype = NORM_BLOCKS, self._partial, gradients.dtype
         UPDATE.launch("sum_of_squares", blocks, NORM_THREADS, gradients, gradients.size, partial)
-        UPDATE.launch("finish_norm", 1, NORM_THREADS, partial, blocks, loss, self.values, dtype=dtype)
+        UPDATE.launch("finish_norm", 1, NORM_THREADS, partial, blocks, keep_largest, self.values, dtype=dtype)
 
 
 def adam_update(

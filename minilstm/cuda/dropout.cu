@@ -38,13 +38,14 @@ DEVICE Tick philox(uint64 count, uint64 step, uint64 window, uint64 seed, uint64
 //   x, y      (steps, elements)
 //   skipped   elements of the step's mask before the first: those of the ranks before
 //   per_step  1: each step has a mask of its own, 0: all have the first one's
+//   first_step  the number, within the window, of the first step here
 // Grid: the ticks of a step, steps.
 extern "C" __global__ void dropout(
-    const T* x, T* y, long long elements, int per_step, long long skipped, const unsigned long long* window,
+    const T* x, T* y, long long elements, int per_step, int first_step, long long skipped, const unsigned long long* window,
     unsigned long long seed, unsigned long long place, int levels, real scale
 ) {
     long long tick = skipped / PER_TICK + (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    unsigned kept = kept_of(philox(tick, per_step ? blockIdx.y : 0, *window, seed, place), levels);
+    unsigned kept = kept_of(philox(tick, per_step ? first_step + blockIdx.y : 0, *window, seed, place), levels);
     // A warp's ticks are 512 neighbouring elements. Each lane takes every 32nd of them, and is told its bit by the
     // lane that drew it: what the lanes touch at once lies side by side.
     int lane = threadIdx.x % WARP;

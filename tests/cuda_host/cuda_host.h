@@ -250,7 +250,7 @@ __attribute__((unused)) static unsigned mask_of(unsigned mask = ~0u) { return ma
 #define HOST_MATH(name) \
     extern "C" double name(double) noexcept; \
     DEVICE float name(float x) { return __builtin_##name##f(x); }
-HOST_MATH(exp) HOST_MATH(log) HOST_MATH(tanh) HOST_MATH(sqrt) HOST_MATH(fabs) HOST_MATH(floor)
+HOST_MATH(exp) HOST_MATH(log) HOST_MATH(tanh) HOST_MATH(sqrt) HOST_MATH(fabs) HOST_MATH(floor) HOST_MATH(log2) HOST_MATH(exp2)
 extern "C" double pow(double, double) noexcept;
 #define HOST_MATH_F(name) DEVICE float name##f(float x) { return __builtin_##name##f(x); }
 HOST_MATH_F(exp) HOST_MATH_F(log) HOST_MATH_F(tanh) HOST_MATH_F(sqrt) HOST_MATH_F(fabs)

@@ -63,8 +63,19 @@ extern "C" __global__ void sum_of_squares(const T* __restrict__ x, long long siz
     }
 }
 
-// One block: norm and largest of the gradients without the loss scale, and whether norm and loss (or null) are finite.
-extern "C" __global__ void finish_norm(const double* partial, int count, const real* loss, double* controls) {
+// One thread, before the gradients are measured. `finite` still says how the step before ended: if it made no update,
+// the schedule has not gone on, and `rate_after_skip` is this update's. `scale` is the loss scale that is still in the
+// gradients, or null.
+extern "C" __global__ void begin_update(double* controls, double rate, double rate_after_skip, double max_norm,
+                                        const double* scale) {
+    controls[LEARNING_RATE] = controls[FINITE] != 0.0 ? rate : rate_after_skip;
+    controls[UNSCALE] = scale ? 1.0 / scale[0] : 1.0;
+    controls[MAX_NORM] = max_norm;
+}
+
+// One block: norm and, unless asked to keep it, largest of the gradients without the loss scale; and whether the norm
+// is finite.
+extern "C" __global__ void finish_norm(const double* partial, int count, int keep_largest, double* controls) {
     double sum = 0, largest = 0;
     for (int i = threadIdx.x; i < count; i += NORM_THREADS) {
         sum += partial[i];
@@ -72,10 +83,10 @@ extern "C" __global__ void finish_norm(const double* partial, int count, const r
     }
     const Sums both = over_block(sum, largest);
     if (threadIdx.x > 0) return;
-    const double norm = sqrt(both.sum) * controls[UNSCALE], seen = loss ? norm + loss[0] : norm;
+    const double norm = sqrt(both.sum) * controls[UNSCALE];
     controls[NORM] = norm;
-    controls[LARGEST] = both.largest * controls[UNSCALE];
-    controls[FINITE] = seen - seen == 0.0;  // neither infinite nor no number
+    if (!keep_largest) controls[LARGEST] = both.largest * controls[UNSCALE];
+    controls[FINITE] = norm - norm == 0.0;  // neither infinite nor no number
 }
 
 // What the gradients are multiplied with: without the loss scale, and clipped to MAX_NORM unless that is 0.
