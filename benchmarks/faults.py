@@ -34,6 +34,7 @@ KNOBS: dict[str, Any] = {
 }
 """A tiny model with dropouts, a carried state, and a checkpoint every few milliseconds."""
 _PATIENCE = 300.0  # seconds after which a run that does not end counts as hung
+_OUTLIVE = 20.0  # seconds in which the ranks must have ended after their launcher
 _TIMES = {"seconds", "tokens_per_second"}  # what no two runs have alike
 
 
@@ -90,23 +91,28 @@ class Run:
         Raises:
             InputError: it does not end; it is killed then.
         """
-        pids = rank_pids(process)
         try:
             status = process.wait(patience)
-            deadline = time.monotonic() + 10
-            while any(_runs(pid) for pid in pids.values()):
+            deadline = time.monotonic() + _OUTLIVE
+            while self._living_ranks():
                 if time.monotonic() > deadline:
-                    raise InputError(f"{self.folder.path}: a rank outlived its launcher by 10 s")
+                    raise InputError(f"{self.folder.path}: a rank outlived its launcher by {_OUTLIVE:.0f} s")
                 time.sleep(0.005)
         except subprocess.TimeoutExpired:
             raise InputError(f"{self.folder.path}: did not end within {patience:.0f} s") from None
         finally:
-            for pid in (process.pid, *pids.values()):
+            for pid in (process.pid, *self._living_ranks()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         process.wait()
         stderr = self._log.read_text(encoding="utf-8", errors="replace")
         return Ended(status if status >= 0 else 128 - status, stderr)
+
+    def _living_ranks(self) -> list[int]:
+        """Processes that work on the folder; those of a launcher that ended early have another parent."""
+        pids = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
+        own = os.fsencode(self.folder.path)
+        return [pid for pid in pids if _is_rank(command := _command(pid)) and own in command and _runs(pid)]
 
     def finish(self, patience: float = _PATIENCE) -> None:
         """Let it go on, undisturbed, to its end; InputError if it takes longer than `patience`."""
@@ -261,8 +267,9 @@ def rank_pids(process: subprocess.Popen) -> dict[int, int]:
     """{rank: process id} of what `Run.start` began, as far as the ranks have been started."""
     found = {}
     for pid in [process.pid, *_descendants(process.pid)]:
+        if not _is_rank(_command(pid)):
+            continue
         try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             environment = dict(
                 line.split(b"=", 1)
                 for line in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -270,10 +277,21 @@ def rank_pids(process: subprocess.Popen) -> dict[int, int]:
             )
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-        if command[1:3] == [b"-m", b"train.wt103"]:
-            rank = environment.get(b"PMI_RANK", environment.get(b"OMPI_COMM_WORLD_RANK", b"0"))
-            found[int(rank)] = pid
+        rank = environment.get(b"PMI_RANK", environment.get(b"OMPI_COMM_WORLD_RANK", b"0"))
+        found[int(rank)] = pid
     return found
+
+
+def _command(pid: int) -> list[bytes]:
+    """What the process was started with; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return []
+
+
+def _is_rank(command: list[bytes]) -> bool:
+    return command[1:3] == [b"-m", b"train.wt103"]
 
 
 def _descendants(pid: int) -> Iterator[int]:

@@ -20,7 +20,7 @@ LAYERS = {
 DOORS = {
     "cupy": {"autograd/backend.py"},
     "threadpoolctl": {"autograd/parallel.py"},
-    "h5py": {"train/corpus.py", "train/prepare.py", "train/checkpoint.py"},
+    "h5py": {"train/corpus.py", "train/prepare.py", "train/checkpoint.py", "train/hdf5.py"},
     "matplotlib": {"train/plot.py", "autograd/check_plot.py"},
     "mpi4py": {"train/communicator.py"},
     "tqdm": {"train/log.py"},

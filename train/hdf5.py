@@ -100,23 +100,28 @@ class NewFile:
             raise self._error
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file."""
         origins = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._end}
         self._position = origins[whence] + offset
         return self._position
 
     def tell(self) -> int:
+        """As of any file."""
         return self._position
 
     def readinto(self, buffer: Any) -> int:
+        """As of any file: bytes read, 0 where nothing was kept."""
         self._file.seek(self._position)
         read = self._file.readinto(buffer) or 0
         self._position += read
         return read
 
     def read(self, size: int = -1) -> bytes:
-        raise NotImplementedError("HDF5 reads by readinto")  # the method's being there makes this a file
+        """HDF5 reads by `readinto`; that the method is there makes this a file."""
+        raise NotImplementedError("HDF5 reads by readinto")
 
     def write(self, content: Any) -> int:
+        """All of the content counts as written, whatever becomes of it."""
         left = memoryview(content)
         try:
             while left and not self._error:
@@ -129,6 +134,7 @@ class NewFile:
         return len(content)
 
     def truncate(self, size: int) -> int:
+        """As of any file."""
         self._end = size
         try:
             if not self._error:
@@ -138,4 +144,4 @@ class NewFile:
         return size
 
     def flush(self) -> None:
-        pass  # nothing is held back here; atomic_write brings it to the disk
+        """Nothing is held back here; `atomic_write` brings it to the disk."""
