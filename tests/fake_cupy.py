@@ -445,6 +445,8 @@ def stream_class(cupy):
             global WAITS_ARE_ERRORS
             cupy.history.append("end_capture")
             WAITS_ARE_ERRORS = False
+            if cupy.capturing is None:
+                raise CUDARuntimeError(401, "cudaErrorIllegalState: the stream does not capture")
             graph, cupy.capturing = cupy.capturing, None
             if TRACE and not TRACE.knows_of_all(self.ptr):
                 raise CUDARuntimeError(904, "cudaErrorStreamCaptureUnjoined: a stream was not waited for")
