@@ -162,7 +162,10 @@ class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
         return result
 
     def __getitem__(self, index):
-        return _on_device(super().__getitem__(index))  # CuPy has no scalars: an element is an array
+        found = super().__getitem__(index)
+        if isinstance(found, np.generic):  # CuPy has no scalars: an element is an array, and a view
+            found = super().__getitem__((*index, ...) if isinstance(index, tuple) else (index, ...))
+        return _on_device(found)
 
     @property
     def data(self):

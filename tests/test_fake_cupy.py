@@ -80,6 +80,13 @@ def test_the_fake_refuses_what_cupy_does_not_have():
             wrong()
 
 
+def test_an_element_is_a_view():
+    array = FakeCupy().zeros((2, 3))
+    first, last = array[0, 1], array[1][2]
+    array[...] = 5
+    assert (float(first), float(last), first.shape) == (5, 5, ())
+
+
 def test_leaving_a_stream_forgets_one_that_is_only_in_use():
     """The trap for which train.device enters its stream."""
     cupy = FakeCupy()
