@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from autograd.backend import get_array_module
 from autograd.errors import AnomalyError
 
@@ -79,7 +81,7 @@ def _first_bad(array: Any) -> str | None:
     finite = xp.isfinite(array)
     if finite.all():
         return None
-    place = tuple(int(i) for i in xp.unravel_index(int(xp.argmin(finite)), array.shape))
+    place = tuple(int(i) for i in np.unravel_index(int(xp.argmin(finite)), array.shape))
     bad = array.size - int(finite.sum())
     return f"{float(array[place])} at {place} of shape {tuple(array.shape)} ({bad} of {array.size} values)"
 

@@ -10,6 +10,7 @@ import types
 from contextlib import contextmanager
 
 import numpy as np
+from cupy_surface import CONSTANTS, FUNCTIONS, METHODS, REDUCE_TAKES, UFUNC_TAKES, UFUNCS, check_options
 from stream_trace import Trace
 
 from autograd.kernels import STORAGE, _signatures
@@ -21,62 +22,6 @@ class CUDARuntimeError(RuntimeError):
     def __init__(self, status, text):
         self.status = status
         super().__init__(text)
-
-
-FUNCTIONS = {
-    "all": "a axis out keepdims",
-    "any": "a axis out keepdims",
-    "arange": "start stop step dtype",
-    "argmax": "a axis dtype out keepdims",
-    "argmin": "a axis dtype out keepdims",
-    "argsort": "a axis kind",
-    "array": "obj dtype copy order subok ndmin blocking",
-    "asarray": "a dtype order copy blocking",
-    "ascontiguousarray": "a dtype",
-    "bincount": "x weights minlength",
-    "broadcast_to": "array shape",
-    "concatenate": "tup axis out dtype casting",
-    "einsum": "operands dtype",
-    "empty": "shape dtype order",
-    "empty_like": "prototype dtype order subok shape",
-    "expand_dims": "a axis",
-    "flatnonzero": "a",
-    "full": "shape fill_value dtype order",
-    "isin": "element test_elements assume_unique invert",
-    "matmul": "args out dtype casting order",
-    "ones": "shape dtype order",
-    "ones_like": "a dtype order subok shape",
-    "searchsorted": "a v side sorter",
-    "split": "ary indices_or_sections axis",
-    "where": "condition x y",
-    "zeros": "shape dtype order",
-    "zeros_like": "a dtype order subok shape",
-}
-"""CuPy's functions, as far as they are used, and what each takes; tests/test_fake_cupy.py asks CuPy."""
-UFUNCS = [
-    *("abs", "absolute", "add", "bitwise_and", "bitwise_or", "divide", "equal", "exp", "expm1", "greater"),
-    *("greater_equal", "invert", "isfinite", "isnan", "less", "less_equal", "log", "log1p", "logaddexp"),
-    *("logical_and", "logical_or", "maximum", "minimum", "multiply", "negative", "not_equal", "power"),
-    *("remainder", "sqrt", "square", "subtract", "tanh"),
-]
-UFUNC_TAKES, REDUCE_TAKES = "out casting dtype", "array axis dtype out keepdims"
-METHODS = {
-    "all": "axis out keepdims",
-    "any": "axis out keepdims",
-    "argmax": "axis out dtype keepdims",
-    "dot": "b out",
-    "max": "axis out keepdims",
-    "mean": "axis dtype out keepdims",
-    "min": "axis out keepdims",
-    "sum": "axis dtype out keepdims",
-}
-CONSTANTS = ["float16", "float32", "float64", "int32", "int64", "uint8", "uint32", "uint64", "inf", "nan"]
-
-
-def _check_options(name, takes, options):
-    unknown = [option for option in options if option not in takes.split()]
-    if unknown:
-        raise TypeError(f"cupy.{name} does not take {', '.join(unknown)}; it takes {takes}")
 
 
 WAITS_ARE_ERRORS = False
@@ -122,7 +67,7 @@ class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
         _refuse_host_arrays((*inputs, *out, *options.values()))
         if ufunc.__name__ not in (*UFUNCS, "matmul"):
             raise TypeError(f"numpy.{ufunc.__name__} of a cupy.ndarray: not among the fake's functions")
-        _check_options(ufunc.__name__, REDUCE_TAKES if method == "reduce" else UFUNC_TAKES, options)
+        check_options(ufunc.__name__, REDUCE_TAKES if method == "reduce" else UFUNC_TAKES, options)
         plain = [_plain(value) for value in inputs]
         options = _plain_options(options)
         if out:
@@ -136,7 +81,7 @@ class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
         _refuse_host_arrays((*args, *kwargs.values()))
         if function.__name__ not in FUNCTIONS:
             raise TypeError(f"numpy.{function.__name__} of a cupy.ndarray: not among the fake's functions")
-        _check_options(function.__name__, FUNCTIONS[function.__name__], kwargs)
+        check_options(function.__name__, FUNCTIONS[function.__name__], kwargs)
         result = _on_device(function(*_plain(args), **_plain_options(kwargs)))
         moves_nothing = ("empty_like", "broadcast_to", "expand_dims", "split")
         if function.__name__ not in moves_nothing:
@@ -162,7 +107,10 @@ class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
         return result
 
     def __getitem__(self, index):
-        return _on_device(super().__getitem__(index))  # CuPy has no scalars: an element is an array
+        found = super().__getitem__(index)
+        if isinstance(found, np.generic):  # CuPy has no scalars: an element is an array, and a view
+            found = super().__getitem__((*index, ...) if isinstance(index, tuple) else (index, ...))
+        return _on_device(found)
 
     @property
     def data(self):
@@ -206,7 +154,7 @@ class ndarray(np.ndarray):  # noqa: N801 (CuPy's own name)
 
 def _reduction(name):
     def reduce(self, *args, **options):
-        _check_options(f"ndarray.{name}", METHODS[name], options)
+        check_options(f"ndarray.{name}", METHODS[name], options)
         result = _on_device(getattr(_plain(self), name)(*map(_plain, args), **_plain_options(options)))
         _traced(name, [self], [result])
         return result
@@ -320,7 +268,7 @@ class FakeCupy(types.ModuleType):
         inner = self._function(name, getattr(np, name))
 
         def checked(*args, **options):
-            _check_options(name, FUNCTIONS[name], options)
+            check_options(name, FUNCTIONS[name], options)
             if name == "searchsorted" and not all(isinstance(array, ndarray) for array in args[:2]):
                 raise NotImplementedError("cupy.searchsorted: Only int or ndarray are supported for a")
             return inner(*args, **options)
@@ -445,6 +393,8 @@ def stream_class(cupy):
             global WAITS_ARE_ERRORS
             cupy.history.append("end_capture")
             WAITS_ARE_ERRORS = False
+            if cupy.capturing is None:
+                raise CUDARuntimeError(401, "cudaErrorIllegalState: the stream does not capture")
             graph, cupy.capturing = cupy.capturing, None
             if TRACE and not TRACE.knows_of_all(self.ptr):
                 raise CUDARuntimeError(904, "cudaErrorStreamCaptureUnjoined: a stream was not waited for")

@@ -47,7 +47,7 @@ def test_no_key_is_both_the_models_and_trainings():
         ("weight_decay", 10**400, "a number of at least 0; got 1000"),
         ("beta2", 1.0, "a number in [0, 1); got 1.0"),
         ("optimizer", "adan", "one of adam, sgd, nt_asgd; got 'adan'"),
-        ("precision", 16, "one of float32, mixed; got 16"),
+        ("precision", 16, "one of float32, mixed, bfloat16; got 16"),
         ("carry_state", 1, "true or false; got 1"),
         ("nonmono", 0, "a whole number of at least 1; got 0"),
         ("decay_epochs", [3, 2], "a list of rising whole numbers of at least 1; got [3, 2]"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from fake_gpu import fake_gpu
 
+from autograd import AnomalyError
 from minilstm import LanguageModel, MaskStream, ModelConfig
 from train.communicator import SingleProcess
 from train.device_step import DeviceStep
@@ -197,6 +198,13 @@ def test_what_cannot_be_a_graph_says_why(gpu, knobs, options, reason):
     make(knobs, SGD, gpu, tell=told.append, **options)
     assert len(told) == 1
     assert reason in told[0]
+
+
+def test_an_anomaly_is_named(gpu):
+    model, step = make({}, SGD, gpu, np.float32, check_values=True, tell=lambda line: None)
+    model.embedding.data[TEXT[1, 1]] = np.nan
+    with pytest.raises(AnomalyError, match=rf"embedding.weight.*nan at \({TEXT[1, 1]}, 0\)"):
+        step(TEXT[:5], TEXT[1:6], None, MaskStream(9), 0.05)
 
 
 @pytest.mark.parametrize("scaler", [None, Backoff])

@@ -2,7 +2,7 @@
 
 import inspect
 
-import fake_cupy
+import cupy_surface
 import numpy as np
 import pytest
 from fake_cupy import FakeCupy
@@ -23,24 +23,24 @@ def cupy():
     return pytest.importorskip("cupy", reason="CuPy is not installed")
 
 
-@pytest.mark.parametrize("name", fake_cupy.FUNCTIONS)
+@pytest.mark.parametrize("name", cupy_surface.FUNCTIONS)
 def test_functions_are_cupy_s(cupy, name):
     takes = accepted(getattr(cupy, name))
     if name == "einsum":  # passes them on by name
         takes = {"operands", "dtype", "optimize"}
-    assert set(fake_cupy.FUNCTIONS[name].split()) <= takes
+    assert set(cupy_surface.FUNCTIONS[name].split()) <= takes
 
 
 def test_ufuncs_are_cupy_s(cupy):
-    for name in fake_cupy.UFUNCS:
-        assert set(fake_cupy.UFUNC_TAKES.split()) <= accepted(getattr(cupy, name)), name
-    assert set(fake_cupy.REDUCE_TAKES.split()) <= accepted(cupy.add.reduce)
-    assert all(hasattr(cupy, name) for name in fake_cupy.CONSTANTS)
+    for name in cupy_surface.UFUNCS:
+        assert set(cupy_surface.UFUNC_TAKES.split()) <= accepted(getattr(cupy, name)), name
+    assert set(cupy_surface.REDUCE_TAKES.split()) <= accepted(cupy.add.reduce)
+    assert all(hasattr(cupy, name) for name in cupy_surface.CONSTANTS)
 
 
-@pytest.mark.parametrize("name", fake_cupy.METHODS)
+@pytest.mark.parametrize("name", cupy_surface.METHODS)
 def test_methods_of_an_array_are_cupy_s(cupy, name):
-    assert set(fake_cupy.METHODS[name].split()) <= accepted(getattr(cupy.ndarray, name))
+    assert set(cupy_surface.METHODS[name].split()) <= accepted(getattr(cupy.ndarray, name))
 
 
 def test_the_runtime_is_cupy_s(cupy):
@@ -78,6 +78,13 @@ def test_the_fake_refuses_what_cupy_does_not_have():
     ):
         with pytest.raises((AttributeError, TypeError, NotImplementedError)):
             wrong()
+
+
+def test_an_element_is_a_view():
+    array = FakeCupy().zeros((2, 3))
+    first, last = array[0, 1], array[1][2]
+    array[...] = 5
+    assert (float(first), float(last), first.shape) == (5, 5, ())
 
 
 def test_leaving_a_stream_forgets_one_that_is_only_in_use():

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from autograd.errors import InputError
+from autograd.errors import DeviceError, InputError
 
 MOST_GRAPHS = 32
 """Keys that are captured; work of further ones, many lengths of windows say, is launched piece by piece."""
@@ -67,11 +67,10 @@ class GraphedFunction:
                 stream.begin_capture(mode)
                 recording.outputs = self._function(*recording.inputs)
                 recording.graph = stream.end_capture()
-        except InputError:
+        except Exception as error:
             self._abandon()
-            raise
-        except Exception as error:  # CUDA's, CuPy's, or a kernel's that waits for the GPU
-            self._abandon()
+            if isinstance(error, InputError) and not isinstance(error, DeviceError):
+                raise  # a mistake of the caller's; the others are CUDA's, CuPy's or cuBLAS's
             self._tell(f"no CUDA graphs: {_first_line(error)}; each kernel is launched by itself")
             return False
         return True
@@ -80,9 +79,10 @@ class GraphedFunction:
         """Leave a capture that failed, and all graphs with it: what cannot be captured once never will."""
         self.is_plain = True
         self._recordings.clear()
-        with contextlib.suppress(Exception):  # that it failed is known
-            if self._gpu.stream.is_capturing():
-                self._gpu.stream.end_capture()
+        # Whatever the capture has come to: a stream is of no use until it was ended, and to ask whether it
+        # still captures is an error once it has failed.
+        with contextlib.suppress(Exception):
+            self._gpu.stream.end_capture()
 
 
 class _Recording:
