@@ -88,7 +88,7 @@ PARTS = [
     _step("ours", "mixed", "sampled", seconds=14, graphs=False),
     _step("ours", "mixed", "sampled", seconds=12, wavefront="never"),
     Part("where", 15, "where a step's time goes, mixed, full softmax", {"precision": "mixed"}),
-    Part("kernels", 15, "each Function against its NumPy twin"),
+    Part("kernels", 15, "each Function and optimizer against its NumPy twin"),
     Part("tests", 30, "the tests marked gpu, where pytest is installed"),
     Part("ranks", 35, "four ranks on the one GPU against one rank"),
     Part("perplexity", 60, "validation perplexity after the same tokens, float32 and mixed"),

@@ -19,17 +19,13 @@ from typing import Any
 
 import numpy as np
 
-import autograd.functions as F
-from autograd import Variable
 from autograd.backend import matmul
 from autograd.errors import InputError
 from benchmarks.child import peak_rss_mb
-from benchmarks.sizes import Size, zipf_ids, zipf_windows
+from benchmarks.gpu_kernels import compare_kernels
+from benchmarks.sizes import Size, zipf_windows
 from minilstm import LanguageModel, MaskStream, ModelConfig
-from minilstm.layer_norm_lstm import layer_norm_lstm
-from minilstm.lstm import lstm
-from minilstm.sampled_softmax import LogUniformSampler, sampled_softmax_loss
-from minilstm.tied_softmax import tied_softmax_loss
+from minilstm.sampled_softmax import LogUniformSampler
 from train.communicator import SingleProcess
 from train.config import TrainConfig
 from train.device import Host, open_device
@@ -194,52 +190,8 @@ def tests(options: Options, device: Host) -> Result:
 
 
 def kernels(options: Options, device: Host) -> Result:
-    """Each Function on the device against its NumPy twin: largest error of its gradients, and seconds."""
-    T, B, H, V = (4, 3, 8, 50) if options["tiny"] else (24, 32, 256, 5000)
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int) -> np.ndarray:
-        return (rng.standard_normal(shape) / 4).astype(np.float32)
-
-    ids, state = zipf_ids(rng, (T * B,), V), (normal(B, H), normal(B, H))
-    weights = normal(4 * H, H), normal(4 * H, H)
-    sample = LogUniformSampler(V).sample(V // 5, rng)
-    of_norm = (np.ones(4 * H, np.float32), normal(4 * H), np.ones(H, np.float32), normal(H))
-    cases: dict[str, tuple[Callable[..., Any], list[np.ndarray]]] = {
-        "lstm": (lambda *v: lstm(*v)[0], [normal(T, B, H), *state, *weights, normal(4 * H)]),
-        "layer_norm_lstm": (lambda *v: layer_norm_lstm(*v)[0], [normal(T, B, H), *state, *weights, *of_norm]),
-        "tied_softmax_loss": (tied_softmax_loss, [normal(T * B, H), normal(V, H), normal(V), ids]),
-        "sampled_softmax_loss": (
-            lambda h, W, b, y: sampled_softmax_loss(h, W, b, y, sample),
-            [normal(T * B, H), normal(V, H), normal(V), ids],
-        ),
-        "embedding": (lambda W, y: F.embedding(y, W), [normal(V, H), ids]),
-    }  # fmt: skip
-    results = {}
-    for name, (function, arrays) in cases.items():
-        expected, _ = _gradients(function, arrays, Host())
-        _gradients(function, arrays, device)  # compiles
-        got, seconds = _gradients(function, arrays, device)
-        error = max(
-            float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
-            for a, b in zip(got, expected, strict=True)
-        )
-        results[name] = {"error": error, "seconds": seconds}
-    return results
-
-
-def _gradients(
-    function: Callable[..., Any], arrays: list[np.ndarray], device: Host
-) -> tuple[list[np.ndarray], float]:
-    """d(sum of squares of the output) by each floating-point input; and the seconds of both passes."""
-    variables = [Variable(device.to_device(x), requires_grad=x.dtype.kind == "f") for x in arrays]
-    device.synchronize()
-    start = time.perf_counter()
-    output = function(*variables)
-    (output * output).sum().backward()
-    device.synchronize()
-    seconds = time.perf_counter() - start
-    return [device.to_host(v.grad) for v in variables if v.grad is not None], seconds
+    """Each Function and optimizer on the device against its NumPy twin: largest error, and seconds."""
+    return compare_kernels(options["tiny"], device)
 
 
 def agreement(options: Options, device: Host) -> Result:
