@@ -44,12 +44,13 @@ from train import training_run, wt103
 from train.commands import run
 
 class Flipped(training_run.TrainingRun):
-    def _advance(self, result, tokens):
-        super()._advance(result, tokens)
+    def _count(self, launched):
+        ends = super()._count(launched)
         if self.position.step == 5 and self.communicator.rank == 1:
             self.model.flat_parameters.view(np.uint32)[77] ^= np.uint32(1)
             if STOPPED:
                 os.kill(os.getpid(), signal.SIGTERM)
+        return ends
 
 training_run.TrainingRun = Flipped
 run(wt103.main)

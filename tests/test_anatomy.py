@@ -272,7 +272,7 @@ def test_the_lines_of_code_are_those_of_the_files(cell):
             assert all(line["text"].strip() == source[line["number"] - 1].strip() for line in block["lines"])
             assert all(f"({number})" in line["text"] for line in hits)
     if cell == "plain":
-        assert "dc_t *= f[t, rows]" in code[10][0]["lines"][-1]["text"]
+        assert "dc_t *= f[t, :, units]" in code[10][0]["lines"][-1]["text"]
         assert {block["within"] for block in code[8]} == {"LSTM.backward", "local_derivatives"}
     else:
         assert "undo_normalization(dc_t," in code[55][0]["lines"][-1]["text"]
@@ -425,6 +425,7 @@ def test_the_command_writes_a_page_of_a_model_that_has_learned(tmp_path):
 def test_a_run_is_looked_into(tmp_path, capsys):
     run = tmp_path / "run"
     train_tiny(1, write_text(tmp_path / "text.txt"), run, max_steps=3)
+    capsys.readouterr()  # what the training said
     out = tmp_path / "a.html"
     assert train.anatomy.main([str(run), "The cat sees rain, zebra", "--out", str(out), "--units", "4"]) == 0
     said = capsys.readouterr()
