@@ -65,12 +65,12 @@ def timeless(value):
 
 def stopped(run, number, monkeypatch, at):
     """Go on, and signal this process when `at(kind, step)` of what the run begins is true: it must exit."""
-    advance, evaluate = TrainingRun._advance, training_run.evaluate
+    count, evaluate = TrainingRun._count, training_run.evaluate
 
-    def advance_(self, *arguments):
+    def count_(self, *arguments):
         if at("step", self.position.step + 1):
             os.kill(os.getpid(), number)
-        advance(self, *arguments)
+        return count(self, *arguments)
 
     def evaluate_(*arguments, **options):
         if at(options["description"], None):
@@ -81,7 +81,7 @@ def stopped(run, number, monkeypatch, at):
     end_in_order()  # as every command does
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(TrainingRun, "_advance", advance_)
+            patch.setattr(TrainingRun, "_count", count_)
             patch.setattr(training_run, "evaluate", evaluate_)
             with pytest.raises(SystemExit) as ended:
                 go_on(run)
@@ -211,14 +211,15 @@ def test_a_run_of_the_first_version_goes_on(text):
 
 def test_a_folder_that_vanishes_is_one_line(text, monkeypatch):
     run = text.parent / "run"
-    advance = TrainingRun._advance
+    count = TrainingRun._count
 
     def vanish(self, *arguments):
-        advance(self, *arguments)
+        ends = count(self, *arguments)
         if self.position.step == 7:
             shutil.rmtree(run)
+        return ends
 
-    monkeypatch.setattr(TrainingRun, "_advance", vanish)
+    monkeypatch.setattr(TrainingRun, "_count", vanish)
     with pytest.raises(
         InputError, match="cannot write the checkpoint .* the folder .* is not there any more"
     ):
