@@ -42,7 +42,9 @@ _KILLS_PER_MINUTE = 50 / 60
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _ENDLESS = 10**9  # steps; the clock ends it
 _LEAST_WATCHED = 3.0  # seconds, however late the kills ended
-_EVERY = 1000  # steps between validations; the end is at one, where a run validates whether it goes on or not
+# Steps between validations. The end is at one, where a run validates whether it goes on or not; and the twin
+# must be stopped before the next one, which may change best.h5.
+_EVERY = 1000
 _KNOBS = {"log_every": 100, "save_every": 100, "evaluate_every": _EVERY, "keep_checkpoints": 5}
 _BEGIN, _END = "<!-- made by benchmarks.soak: begin -->", "<!-- made by benchmarks.soak: end -->"
 

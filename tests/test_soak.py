@@ -1,17 +1,13 @@
 """Training under kills beside a twin that nobody disturbs, the short form of `make soak`."""
 
-from benchmarks import soak
-from benchmarks.soak import faults_found, table
+from benchmarks.soak import faults_found, soak, table
 
 
-def test_a_short_soak_ends_with_the_bits_of_its_twin(tmp_path, monkeypatch):
-    monkeypatch.setattr(soak, "_EVERY", 100)
-    monkeypatch.setitem(soak._KNOBS, "evaluate_every", 100)
-    result = soak.soak(minutes=0.1, ranks=1, seed=0, folder=tmp_path)
+def test_a_short_soak_ends_with_the_bits_of_its_twin(tmp_path):
+    result = soak(minutes=0.1, ranks=1, seed=0, folder=tmp_path)
     assert result["differences"] == []
     assert result["kills"] == 1
-    assert result["steps"] >= 100
-    assert result["steps"] % 100 == 0
+    assert result["steps"] >= 1000
     assert result["growth"][0] >= 0  # how much, in a second, says nothing
 
 
