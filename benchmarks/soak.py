@@ -42,7 +42,10 @@ MOST_GROWTH = 0.02
 _KILLS_PER_MINUTE = 50 / 60
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _ENDLESS = 10**9  # steps; the clock ends it
-_EVERY = 1000  # steps between validations; the end is at one, where a run validates whether it goes on or not
+_LEAST_WATCHED = 3.0  # seconds, however late the kills ended
+# Steps between validations. The end is at one, where a run validates whether it goes on or not; and the twin
+# must be stopped before the next one, which may change best.h5.
+_EVERY = 1000
 _KNOBS = {"log_every": 100, "save_every": 100, "evaluate_every": _EVERY, "keep_checkpoints": 5}
 _BEGIN, _END = "<!-- made by benchmarks.soak: begin -->", "<!-- made by benchmarks.soak: end -->"
 
@@ -67,7 +70,7 @@ def soak(minutes: float, ranks: int, seed: int, folder: Path) -> dict[str, Any]:
         _train_beyond(0, twin, undisturbed)  # it prepares the text, for both
         began = time.monotonic()
         _kill(soaked, kills, minutes * 60 * 2 / 3, random.Random(seed))
-        seconds = minutes * 60 - (time.monotonic() - began)
+        seconds = max(_LEAST_WATCHED, minutes * 60 - (time.monotonic() - began))
         memory = _left_alone(soaked, seconds, settling=minutes * 60 / 12)
         end = (max(soaked.step_saved(), twin.step_reached()) // _EVERY + 1) * _EVERY
         _train_beyond(end, twin, undisturbed)

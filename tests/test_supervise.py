@@ -44,7 +44,9 @@ def test_a_run_that_fails_goes_on_until_it_ends_well(tmp_path, capfd):
     )
 
 
-@pytest.mark.parametrize(("statuses", "expected"), [("2,0", 2), ("143,0", 143), ("130,0", 130), ("0,1", 0)])
+@pytest.mark.parametrize(
+    ("statuses", "expected"), [("2,0", 2), ("143,0", 143), ("130,0", 130), ("15,0", 15), ("0,1", 0)]
+)
 def test_what_another_try_cannot_mend_is_not_tried_again(tmp_path, statuses, expected):
     status, lines = starts(tmp_path, statuses)
     assert (status, len(lines)) == (expected, 1)

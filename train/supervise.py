@@ -8,7 +8,7 @@ COMMAND is the whole command of the run, its launcher included, with --run-dir i
 Before every start, the first included, --resume is added where the run's folder holds a run already: the same
 line begins a run, goes on with one that was preempted, and goes on after a failure. A run that ends well (0),
 that was refused for what it was given (2), or that was asked to end, by Ctrl-C or a scheduler's SIGTERM (130
-or 143), is not started again; one that was killed (137) is.
+or 143; 15 from MPICH's mpirun), is not started again; one that was killed (137) is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from train.run_folder import RunFolder
 
 LONGEST_PAUSE = 86_400
 """Seconds: a day."""
-_ASKED_TO_END = {128 + signal.SIGINT, 128 + signal.SIGTERM}
+# The last is what MPICH's mpirun makes of ranks that SIGTERM met before they had anything to save.
+_ASKED_TO_END = {128 + signal.SIGINT, 128 + signal.SIGTERM, int(signal.SIGTERM)}
 
 
 def main(argv: list[str] | None = None) -> int:
