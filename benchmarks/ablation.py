@@ -297,7 +297,10 @@ def _words(variant: str) -> str:
 
 
 def draw(summary: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Curves of the validation perplexity on the left; on the right how far the best is from the recipe's."""
+    """Curves of the validation perplexity on the left; on the right how far each is from the recipe's.
+
+    There a dot is the best, a ring the last of them.
+    """
     ordered = sorted(summary, key=lambda row: row["best_valid_perplexity"])
     best = [row["best_valid_perplexity"] for row in ordered]
     recipe = next((row["best_valid_perplexity"] for row in summary if row["variant"] == "awd"), best[0])
@@ -309,19 +312,22 @@ def draw(summary: list[dict[str, Any]], title: str, path: Path) -> None:
             dashes = "-" if index < 10 else "--"  # there are ten colours
             curves.plot(tokens / 1e6, perplexities, dashes, label=_words(row["variant"]), **style)
             changes.plot([recipe, best[index]], [index, index], dashes, **style)
-            changes.plot(best[index], index, "o", color=style["color"])
+            changes.plot(row["last_valid_perplexity"], index, "o", markerfacecolor="white", **style)
+            changes.plot(best[index], index, "o", **style)
             changes.annotate(
                 f"{best[index]:.1f}", (best[index], index), (0, 5), textcoords="offset points",
                 ha="center", fontsize=8,
             )  # fmt: skip
         curves.set(xlabel="million tokens", ylabel="validation perplexity")
-        curves.set_ylim(best[0] * 0.95, max(best[0] * 2, best[-1] * 1.1))
+        curves.set_yscale("log", subs=range(1, 10))
+        for axis in (curves.yaxis.set_major_formatter, curves.yaxis.set_minor_formatter):
+            axis("{x:g}")
         curves.legend(fontsize=7, frameon=False, ncols=2)
         changes.axvline(recipe, color="grey", linewidth=1)
         changes.set_yticks(range(len(ordered)), [_words(row["variant"]) for row in ordered])
         changes.set_ylim(len(ordered) - 0.5, -0.8)
         changes.margins(x=0.12)
-        changes.set(xlabel="best validation perplexity")
+        changes.set(xlabel="validation perplexity: best (dot), last (ring)")
         figure.suptitle(title)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
