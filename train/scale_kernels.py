@@ -54,7 +54,7 @@ class DeviceScaler:
         self.factors[...] = asarray(factors)
 
     def follow(self, values: np.ndarray) -> None:
-        """Let the host's scaler have numbers that were read from here."""
+        """Let the host's scaler have the numbers that were read from here, shaped as `values` is."""
         for name, value in zip(self._names, values.tolist(), strict=True):
             setattr(self._scaler, name, type(getattr(self._scaler, name))(value))
 

@@ -108,6 +108,7 @@ class TrainingStep:
         """The same in two parts, between which a GPU works; on a CPU the first is all there is.
 
         Args:
+            inputs, targets, state, masks, learning_rate, stop: as for a call; ids are (T, rows of this rank).
             rate_after_skip: the learning rate instead if the step before, whose end was not waited for, made
                 no update; None: it was.
         """
