@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from train.log import duration
+
 ROOT = Path(__file__).resolve().parent.parent
 DERIVATION = ROOT / "docs" / "lstm_backward.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -140,6 +142,11 @@ def readme_numbers():
             f"| {ours['seconds']:.3f} s | {torch['seconds']:.3f} s | **{result['speedup']:.2f}×** "
             f"| {result['memory_ratio']:.2f}× ({megabytes:,.0f} MB) | {result['peak_fraction']:.0%} |"
         )
+    result = json.loads((results / "quickstart.json").read_text())
+    yield f"trained on {result['tokens']:,} tokens in {duration(result['seconds'])}"
+    valid, test = result["valid"], result["test"]["perplexity"]
+    yield f"valid perplexity {valid['perplexity']:.2f}, test perplexity {test:.2f}"
+    yield f"weights of step {valid['step']:,})"
     result = json.loads((results / "convergence.json").read_text())
     difference, error = result["difference"], result["standard_error"]
     yield f"The difference of the means is {difference:+.1f}, its standard error {error:.1f}."
