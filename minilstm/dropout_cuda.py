@@ -85,7 +85,7 @@ class Draws(NamedTuple):
         return y
 
     def into(self, x: Any, y: Any, steps: int, first_step: int = 0) -> None:
-        """y ← x times the mask of so many steps, or without x the mask; x and y (steps, elements), or flat."""
+        """y ← x times the mask of so many steps, or without x the mask; both (steps, elements), or flat."""
         elements = y.size // max(steps, 1)
         offset = self.skipped % ELEMENTS_PER_COUNT
         blocks = -(-ticks(elements + offset) // THREADS) if y.size else 0
