@@ -6,6 +6,7 @@ if anything was found.
 """
 
 import argparse
+import importlib
 import importlib.util
 import re
 import resource
@@ -75,7 +76,7 @@ def fuzz(name: str, seconds: int, folder: Path) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(target.seeds(scratch)):
         (corpus / f"seed-{number}").write_bytes(seed)
-        try_bytes(target, seed, scratch / "run")  # loads lazily imported packages before the limit is set
+        try_bytes(target, seed, scratch / "run")
     limit_memory()
     options = [f"-max_total_time={seconds}", "-max_len=20000", "-timeout=20", "-print_final_stats=1"]
     options += [f"-artifact_prefix={folder}/", "-rss_limit_mb=4096"]
@@ -87,7 +88,13 @@ def fuzz(name: str, seconds: int, folder: Path) -> None:
 
 
 def limit_memory() -> None:
-    """Let this process have `MEMORY` more than it has now: what asks for more raises a MemoryError."""
+    """Let this process have `MEMORY` more than it has now: what asks for more raises a MemoryError.
+
+    What loaders import when they need it is imported before: torch, short of memory, never comes to an end.
+    """
+    for package in ("h5py", *PACKAGES.values()):
+        if importlib.util.find_spec(package):
+            importlib.import_module(package)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
