@@ -147,6 +147,12 @@ def readme_numbers():
     valid, test = result["valid"], result["test"]["perplexity"]
     yield f"valid perplexity {valid['perplexity']:.2f}, test perplexity {test:.2f}"
     yield f"weights of step {valid['step']:,})"
+    result = json.loads((results / "wikitext2.json").read_text())
+    valid, test = result["valid"], result["test"]
+    yield (
+        f"Validation perplexity {valid['perplexity']:.2f} over {valid['scored_tokens']:,} tokens, "
+        f"test {test['perplexity']:.2f} over {test['scored_tokens']:,}"
+    )
     result = json.loads((results / "convergence.json").read_text())
     difference, error = result["difference"], result["standard_error"]
     yield f"The difference of the means is {difference:+.1f}, its standard error {error:.1f}."
