@@ -153,6 +153,9 @@ def readme_numbers():
         f"Validation perplexity {valid['perplexity']:.2f} over {valid['scored_tokens']:,} tokens, "
         f"test {test['perplexity']:.2f} over {test['scored_tokens']:,}"
     )
+    result = json.loads((results / "prepare.json").read_text())
+    millions, megabytes = result["tokens_per_second"] / 1e6, result["peak_rss_mb"]
+    yield f"{millions:.1f} million tokens a second on one core, in {megabytes:.0f} MB of memory"
     result = json.loads((results / "convergence.json").read_text())
     difference, error = result["difference"], result["standard_error"]
     yield f"The difference of the means is {difference:+.1f}, its standard error {error:.1f}."
