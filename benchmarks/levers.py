@@ -42,6 +42,7 @@ class Lever:
 
 
 def _wide_blocks() -> None:
+    minilstm.tied_softmax.WORKING_BYTES = 1 << 40
     minilstm.tied_softmax.TiedSoftmaxLoss.__init__.__defaults__ = (4096,)
     minilstm.tied_softmax.tied_softmax_loss.__defaults__ = (4096,)
 
@@ -59,7 +60,7 @@ def _nothing_beside_the_loop() -> None:
 
 
 def _nothing_deferred() -> None:
-    autograd.function.is_detecting_anomaly = lambda: True
+    autograd.function.num_threads = lambda: 1  # which alone decides whether work is left to others
 
 
 def _all_units() -> None:

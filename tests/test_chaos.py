@@ -14,15 +14,15 @@ from benchmarks.tiny import write_text
 from train.checkpoint import load_newest
 
 
-def test_six_kills_lose_nothing(tmp_path, monkeypatch):
+def test_ten_kills_lose_nothing(tmp_path, monkeypatch):
     find_mpirun()
     # A kill while a plot is drawn: test_wt103.py.
     monkeypatch.setenv("PYTHONPATH", str(WITHOUT_PLOTS), prepend=os.pathsep)
-    result = chaos(kills=6, ranks=[1, 2], seed=1, folder=tmp_path, steps=80)
+    result = chaos(kills=10, ranks=[1, 2, 4], seed=1, folder=tmp_path, steps=80)
     assert faults_found(result) == []
-    assert len(result["faults"]) == 6
-    assert {fault["ranks"] for fault in result["faults"]} == {1, 2}
-    assert sum(run["faults"] for run in result["runs"]) == 6
+    assert len(result["faults"]) == 10
+    assert {fault["ranks"] for fault in result["faults"]} == {1, 2, 4}
+    assert sum(run["faults"] for run in result["runs"]) == 10
     text = table(result, "command")
     assert text.count("| nothing |") == len({(f["what"], f["target"]) for f in result["faults"]}) + len(
         {fault["damage"] for fault in result["faults"]} - {None}

@@ -68,10 +68,10 @@ def test_the_order_of_words_is_learned(folder):
 
 
 def test_headings_are_told_from_text(folder):
-    sizes = {"train": 400, "valid": 200, "test": 600}
-    flags = ["--epochs", "4", "--features", "h,c,mean,max"]
+    sizes = {"train": 400, "valid": 400, "test": 1000}
+    flags = ["--epochs", "8", "--features", "h,c,mean,max"]
     data = str(wikitext_folder("wikitext-2"))
-    found = accuracies("heading", data, folder, sizes, flags, words=100_000, vocabulary=1000)
+    found = accuracies("heading", data, folder, sizes, flags, words=200_000, vocabulary=2000)
     assert found["pretrained"] > max(found[name] for name in ("majority", "words", "pairs")) + 0.02
 
 

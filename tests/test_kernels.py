@@ -1,5 +1,6 @@
 """How kernels are compiled, launched, and run on the CPU; what they compute is tested beside their twins."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def example(**replacements):
 
 @pytest.mark.parametrize(
     ("storage", "architecture"),
-    [("float16", "sm_70"), ("bfloat16", "sm_80"), ("float16", "sm_90"), ("float32", "sm_90")],
+    [*itertools.product(["float16"], nvrtc.TOOLKITS), ("float32", "sm_90"), ("bfloat16", "sm_80")],
 )
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_compiles(path, storage, architecture):
