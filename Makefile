@@ -32,7 +32,9 @@ train: $(VENV)/installed-train
 	$(PY) -m train.plot $(RUN)
 	$(PY) -m train.generate $(RUN) --prompt "The function returns" --temperature 0.7
 
-# One BLAS thread for each of the processes that test: more would only spin while they wait for each other.
+# One BLAS thread for each of the processes that test: more would only spin while they wait for each other. And
+# bytecode is kept whatever the environment says: hundreds of processes start, each would compile all modules.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m mypy

@@ -18,10 +18,11 @@ from autograd.errors import DeviceError
 
 def get_array_module(*arrays: Any) -> ModuleType:
     """The module, numpy or cupy, whose functions take these arrays."""
-    if any(type(array).__module__.partition(".")[0] == "cupy" for array in arrays):
-        import cupy
+    for array in arrays:
+        if type(array) is not np.ndarray and type(array).__module__.partition(".")[0] == "cupy":
+            import cupy
 
-        return cupy
+            return cupy
     return np
 
 

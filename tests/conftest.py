@@ -1,5 +1,6 @@
 """Fixtures that several test files use."""
 
+import json
 import signal
 
 import numpy as np
@@ -9,7 +10,8 @@ from host_runner import HostRunner, can_compile_for_host
 from autograd import DeviceError
 from autograd.backend import device_array_module
 from autograd.kernels import host_kernels
-from train import ending
+from train import ending, python_docs
+from train.files import atomic_write
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,14 +26,30 @@ def no_plots():
 
 
 @pytest.fixture(scope="session")
-def host_runner(tmp_path_factory):
+def shared_folder(tmp_path_factory):
+    """A folder that all processes of the session share, for what takes long to make."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen-") else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def host_runner(shared_folder):
     """Runs kernels on NumPy arrays; what it compiles, all processes of the session share."""
     if not can_compile_for_host():
         pytest.skip("kernels on the CPU need g++ 12 or newer")
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if base.name.startswith("popen-") else base) / "kernels"
-    folder.mkdir(exist_ok=True)
-    return HostRunner(folder)
+    return HostRunner(shared_folder)
+
+
+@pytest.fixture(scope="session")
+def python_english(shared_folder):
+    """What `python_docs.collect` returns; collected once by all processes of the session, or nearly so."""
+    path = shared_folder / "python-docs.json"
+    if not path.exists():
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(python_docs.collect()), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])

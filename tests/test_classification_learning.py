@@ -30,7 +30,7 @@ from benchmarks.classification_tasks import (
 )
 from train.classification_data import read_texts
 
-SMALL = {**LANGUAGE_MODEL, "embedding_size": 64}
+SMALL = {**LANGUAGE_MODEL, "embedding_size": 64, "epochs": 1}
 FLAGS = ["--learning-rate", "3e-3"]
 
 
@@ -57,7 +57,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "work"
 
 
-def test_the_order_of_words_is_learned(folder):
+def test_the_order_of_words_is_learned(folder, python_english, monkeypatch):
+    monkeypatch.setattr("train.python_docs.collect", lambda: python_english)
     sizes = {"train": 1000, "valid": 400, "test": 700}
     flags = ["--epochs", "6"]
     found = accuracies("order", "python-docs", folder, sizes, flags, words=200_000, vocabulary=2000)

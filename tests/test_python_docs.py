@@ -9,28 +9,22 @@ from mpi import rank_environment
 from wikitext import change, names
 
 from autograd.errors import InputError
-from train import python_docs
 from train.corpus import open_corpus
 from train.prepare import ensure_prepared, prepare
 
 
-@pytest.fixture(scope="module")
-def docs():
-    return python_docs.collect()
-
-
-def test_python_docs_are_english(docs):
-    num_words = {split: len(text.split()) for split, text in docs.items()}
+def test_python_docs_are_english(python_english):
+    num_words = {split: len(text.split()) for split, text in python_english.items()}
     assert num_words["train"] > 200_000
     assert all(0.02 < num_words[split] / num_words["train"] < 0.2 for split in ("valid", "test"))
-    lines = [line for text in docs.values() for line in text.splitlines()]
+    lines = [line for text in python_english.values() for line in text.splitlines()]
     assert len(set(lines)) == len(lines)
     assert not any(">>>" in line for line in lines)
-    most_common = [word for word, _ in collections.Counter(docs["train"].split()).most_common(12)]
+    most_common = [word for word, _ in collections.Counter(python_english["train"].split()).most_common(12)]
     assert {"the", "a", "of", "to", "is", "."} <= set(most_common)
 
 
-def test_python_docs_are_the_same_in_every_process(docs):
+def test_python_docs_are_the_same_in_every_process(python_english):
     code = "from train import python_docs; print(ascii(python_docs.collect()))"
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -38,11 +32,11 @@ def test_python_docs_are_the_same_in_every_process(docs):
         env=rank_environment({"PYTHONHASHSEED": "7"}),
         check=True,
     )
-    assert result.stdout.decode().rstrip() == ascii(docs)
+    assert result.stdout.decode().rstrip() == ascii(python_english)
 
 
-def test_python_docs_prepared(tmp_path, monkeypatch, docs):
-    monkeypatch.setattr("train.python_docs.collect", lambda: docs)
+def test_python_docs_prepared(tmp_path, monkeypatch, python_english):
+    monkeypatch.setattr("train.python_docs.collect", lambda: python_english)
     path = ensure_prepared("python-docs", tmp_path)
     assert path == tmp_path / "python-docs.h5"
     with open_corpus(path) as corpus:
