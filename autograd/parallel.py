@@ -102,17 +102,23 @@ def run_parts(function: Callable[[Part], Result], parts: Sequence[Part]) -> list
     if len(parts) == 1 or not can_share_work():
         return [function(part) for part in parts]
     with single_threaded_blas():
+        token = _is_part.set(True)
         others = [_pool().submit(contextvars.copy_context().run, function, part) for part in parts[1:]]
         try:
             first = function(parts[0])
         finally:
             wait(others)
+            _is_part.reset(token)
         return [first] + [other.result() for other in others]
 
 
+_is_part: contextvars.ContextVar[bool] = contextvars.ContextVar("is_part", default=False)
+
+
 def can_share_work() -> bool:
-    """False in one of our own threads, which must not wait for another: its parts run one after the other."""
-    return not threading.current_thread().name.startswith(_THREAD_NAME)
+    """False within a part of shared work, and in our own threads, which must not wait for each other: what
+    could be shared there is done by one thread, part after part."""
+    return not (_is_part.get() or threading.current_thread().name.startswith(_THREAD_NAME))
 
 
 def run_in_step(function: Callable[[Part, Callable[[], object]], object], parts: Sequence[Part]) -> None:

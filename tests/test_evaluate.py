@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -9,14 +11,17 @@ from mpi import run_ranks
 from one_rank import sums_over_ranks
 from tiny import train_tiny, write_text
 
+import minilstm.lstm_kernels
 import train.rows
 from autograd import evaluation_mode, no_backprop_mode
 from autograd.errors import InputError
+from autograd.parallel import split_range
 from minilstm import LanguageModel, ModelConfig, detach
 from train.communicator import SingleProcess
 from train.corpus import open_corpus
 from train.evaluate import evaluate, main
 from train.run_folder import load_trained
+from train.signals import StopRequest, StopRequestedError
 
 EOS = 2
 
@@ -88,6 +93,31 @@ def test_the_rows_that_pay_score_the_same(model, tokens, loss_of_one_row, monkey
     monkeypatch.setattr(train.evaluate, "_rows_that_pay", lambda *_: 40)
     monkeypatch.setattr(train.evaluate, "TOKENS_AT_A_TIME", 100)
     assert score(model, tokens[:3001])["loss"] == pytest.approx(loss_of_one_row(3001), rel=1e-6)
+
+
+def test_groups_of_rows_on_threads_score_the_same(model, tokens, loss_of_one_row, monkeypatch):
+    monkeypatch.setattr(train.evaluate, "_groups", lambda model, rows: split_range(rows, 3))
+    result = score(model, tokens[:3001], batch_size=20)
+    assert result["loss"] == pytest.approx(loss_of_one_row(3001), rel=1e-6)
+    assert result["scored_tokens"] == 3001
+
+
+def test_a_group_that_is_told_to_stop_ends_the_others(model, tokens, monkeypatch):
+    monkeypatch.setattr(train.evaluate, "_groups", lambda model, rows: split_range(rows, 2))
+    with StopRequest(SingleProcess()) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StopRequestedError):
+            score(model, tokens, batch_size=20, stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "threads", "rows", "groups"), [(8, 1, 9, 1), (8, 2, 9, 2), (600, 2, 64, 1)]
+)
+def test_layers_that_threads_share_take_all_rows(hidden, threads, rows, groups, monkeypatch):
+    for module in (train.evaluate, minilstm.lstm_kernels):
+        monkeypatch.setattr(module, "num_threads", lambda: threads)
+    model = LanguageModel(ModelConfig(9, 6, hidden, 2))
+    assert len(train.evaluate._groups(model, rows)) == groups
 
 
 def test_without_the_warm_up_the_batch_size_would_matter(model, tokens, loss_of_one_row, monkeypatch):

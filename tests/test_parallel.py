@@ -9,7 +9,14 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 from autograd import parallel
-from autograd.parallel import MIN_PARALLEL_PRODUCT, matmul_rows, num_threads, run_parts, split_range
+from autograd.parallel import (
+    MIN_PARALLEL_PRODUCT,
+    can_share_work,
+    matmul_rows,
+    num_threads,
+    run_parts,
+    split_range,
+)
 
 
 def blas_threads():
@@ -82,6 +89,16 @@ def test_the_first_part_runs_in_the_calling_thread():
     names = run_parts(lambda _: threading.current_thread().name, range(2))
     assert names[0] == threading.current_thread().name
     assert names[1].startswith("autograd")
+
+
+def test_what_a_part_could_share_runs_in_its_own_thread():
+    def threads_of_parts(_):
+        return set(run_parts(lambda _: threading.current_thread().name, range(3)))
+
+    first, second = run_parts(threads_of_parts, range(2))
+    assert first == {threading.current_thread().name}
+    assert len(second) == 1
+    assert can_share_work()
 
 
 @pytest.mark.parametrize("broken", [0, 1, 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autograd import evaluation_mode, no_backprop_mode
+from autograd.backend import get_array_module
 from autograd.command import Parser
 from autograd.errors import InputError
 from autograd.functions.loss import IGNORE
+from autograd.parallel import num_threads, run_parts, split_range
 from minilstm import LanguageModel
 from minilstm.language_model import State
+from minilstm.lstm_kernels import unit_parts
 from train.batches import Read
 from train.communicator import Communicator, get_communicator
 from train.log import format_perplexity, progress
@@ -37,7 +41,7 @@ PROTOCOL = PROTOCOLS["carried"]
 MOST_ROWS = 64
 """Rows scored side by side unless told otherwise: with more, a recurrent product gets no faster."""
 TOKENS_AT_A_TIME = 2048
-"""Over all rows; enough for every product, and no more memory than training takes."""
+"""Over all rows of a group; enough for every product, and no more memory than training takes."""
 
 
 def evaluate(
@@ -85,8 +89,7 @@ def evaluate(
     try:
         if protocol == "carried":
             rows = rows_of_rank(read, num_tokens, eos_id, batch_size, communicator)
-            steps = min(window, max(TOKENS_AT_A_TIME // max(len(rows), 1), 1))
-            own_sums = _score_rows(model, rows, steps, description, stop)
+            own_sums = _score_rows(model, rows, window, description, stop)
         else:
             windows = share(-(-num_tokens // window), communicator)
             own = range(windows.start * window, min(windows.stop * window, num_tokens))
@@ -116,11 +119,6 @@ class _ShareLeftError(Exception):
     """This rank leaves its share of the split unscored."""
 
 
-def _leave_if_wanted(stop: StopRequest | None) -> None:
-    if stop and stop.is_wanted():
-        raise _ShareLeftError
-
-
 def loss_and_perplexity(loss: float) -> dict[str, float]:
     """The two figures of every result; a loss beyond all sense does not overflow."""
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
@@ -130,11 +128,44 @@ def _score_rows(
     model: LanguageModel, rows: list[Row], window: int, description: str | None, stop: StopRequest | None
 ) -> tuple[float, int]:
     """Sum of negative log-likelihoods and number of the words that these rows are to score."""
+    is_left = threading.Event()
+
+    def score(group: slice) -> tuple[float, int]:
+        is_first = group.start == 0  # it runs in the calling thread, which alone speaks with other ranks
+
+        def leave_if_wanted() -> None:
+            if is_first and stop and stop.is_wanted():
+                is_left.set()
+            if is_left.is_set():
+                raise _ShareLeftError
+
+        return _score_group(model, rows[group], window, description if is_first else None, leave_if_wanted)
+
+    sums = run_parts(score, _groups(model, len(rows)))
+    return sum(total for total, _ in sums), sum(count for _, count in sums)
+
+
+def _groups(model: LanguageModel, rows: int) -> list[slice]:
+    """Which rows go through the model together: all of them, or, where its layers are too small to be shared
+    among threads unit by unit, as many groups as there are threads, each in one from end to end."""
+    xp = get_array_module(model.flat_parameters)
+    whole = all(len(unit_parts(model.flat_parameters, rows, layer.units)) == 1 for layer in model.layers)
+    return split_range(rows, num_threads() if xp is np and whole else 1)
+
+
+def _score_group(
+    model: LanguageModel,
+    rows: list[Row],
+    window: int,
+    description: str | None,
+    leave_if_wanted: Callable[[], None],
+) -> tuple[float, int]:
+    """`_score_rows` of rows that go through the model together."""
     total, count = 0.0, 0
 
     def step(inputs: np.ndarray, words: np.ndarray, scored: np.ndarray, state: State) -> State:
         nonlocal total, count
-        _leave_if_wanted(stop)
+        leave_if_wanted()
         number = int(scored.sum())
         if not number:
             return model.encode(inputs, state)[1]
@@ -142,7 +173,8 @@ def _score_rows(
         total, count = total + loss.item() * number, count + number
         return state
 
-    walk(model, rows, window, step, description)
+    steps = min(window, max(TOKENS_AT_A_TIME // max(len(rows), 1), 1))
+    walk(model, rows, steps, step, description)
     return total, count
 
 
@@ -161,7 +193,8 @@ def _score_windows(
     bar = progress(len(tokens), description or "", "tokens", enabled=description is not None, leave=False)
     with no_backprop_mode(), evaluation_mode(), bar:
         for first in range(tokens.start, tokens.stop, batch_size * window):
-            _leave_if_wanted(stop)
+            if stop and stop.is_wanted():
+                raise _ShareLeftError
             words = read(first, min(first + batch_size * window, tokens.stop))
             before = read(first - 1, first) if first else np.array([eos_id], words.dtype)
             inputs = np.concatenate([before, words[:-1]])
