@@ -73,7 +73,7 @@ def _whole_arrays() -> None:
 
 LEVERS = {
     "narrow blocks": Lever("blocks of 512 words instead of 4,096: they stay in the cache", _wide_blocks),
-    "kept exponentials": Lever("32 MB of them kept for the backward pass", _no_kept_exponentials),
+    "kept exponentials": Lever("128 MB of them kept for the backward pass", _no_kept_exponentials),
     "panels": Lever("the recurrent product in panels that BLAS reads where they lie", _no_panels),
     "overlap": Lever(
         "products of one half of the steps beside the loop of the other", _nothing_beside_the_loop

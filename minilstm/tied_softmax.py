@@ -1,8 +1,8 @@
 """The decoder that shares the embedding, and its loss, in blocks of the vocabulary.
 
 The logits of a window, (N, V), are never held: at N = 21,504 and V = 267,735 they would take 23 GB in
-float32. One block of them is, of a size that depends on neither: 48 MB. Threads walk through the vocabulary
-in a third of it, a few words each at a time. Each word is multiplied out twice, once for the sums of the
+float32. One block of them is, of a size that depends on neither: 144 MB. Threads walk through the vocabulary
+in a ninth of it, a few words each at a time. Each word is multiplied out twice, once for the sums of the
 softmax and once more for the gradients; but for the first ones, whose exponentials stay in the rest of the
 block.
 
@@ -44,7 +44,7 @@ BLOCK_WORDS = 512
 logits to stay in the cache."""
 WORKING_BYTES, LEAST_WORDS = 16 << 20, 64
 """All threads' logits fit in so many bytes: of many rows, or for many threads, fewer words, down to these."""
-KEPT_BYTES = 32 << 20
+KEPT_BYTES = 128 << 20
 """The first words' exponentials stay for the backward pass while they fit in here, whatever N and V are."""
 SAFE_SUMS = (1e-20, 1e20)
 SAFE_BIAS = 20.0
@@ -404,7 +404,7 @@ def tied_softmax_loss(h: Any, W: Any, b: Any, targets: Any, block_size: int = BL
 
     Tied weights: Press & Wolf 2017 (arXiv 1608.05859), Inan et al. 2017 (arXiv 1611.01462).
 
-    Equal to `softmax_cross_entropy(linear(h, W, b), targets)` to rounding, in 48 MB for logits and what
+    Equal to `softmax_cross_entropy(linear(h, W, b), targets)` to rounding, in 144 MB for logits and what
     becomes of them, forward and backward, whatever N and V are; more only where 64 words a thread are more.
 
     Args:

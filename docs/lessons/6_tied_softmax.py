@@ -56,7 +56,7 @@ assert block_peak < plain_peak / 2
 
 # %% [markdown]
 # The same loss, the same gradients. What is left of the memory does not grow with N · V: one block of
-# 48 MB at most for logits and their exponentials, and the gradients themselves.
+# 144 MB at most for logits and their exponentials, and the gradients themselves.
 #
 # ## How
 #
