@@ -56,21 +56,24 @@ class MaskStream:
         self, place: str, shape: tuple[int, ...], keep_prob: float, dtype: Any = np.float32
     ) -> Any:
         """A mask over weights, the same on every rank: 0, or 1 / keep_prob with that probability."""
-        return self._mask(place, 0, 0, shape, keep_prob, dtype)
+        return self._mask(place, 0, shape, keep_prob, dtype)
 
     def row_mask(self, place: str, shape: tuple[int, ...], keep_prob: float, dtype: Any = np.float32) -> Any:
         """A mask over activations; its first axis is this process's part of the batch."""
-        return self._mask(place, 0, self.first_row, shape, keep_prob, dtype)
+        return self._mask(place, self.first_row, shape, keep_prob, dtype)
 
     def step_mask(self, place: str, shape: tuple[int, ...], keep_prob: float, dtype: Any = np.float32) -> Any:
         """A mask over activations, (T, B, units), drawn anew at every step; B is this process's part.
 
         A step's mask does not depend on how many steps there are.
         """
-        mask = np.empty(shape, dtype)
-        for step in range(len(mask)):
-            mask[step] = self._mask(place, step, self.first_row, shape[1:], keep_prob, dtype)
-        return mask
+        count, words, own = self._draws(self.first_row, shape[1:])
+        bits = np.empty((shape[0], words), np.uint64)
+        source, ticks = self._philox(place, count), -(-words // 4)
+        for row in bits:  # one generator for all: making another takes longer than drawing
+            row[:] = source.random_raw(words)
+            source.advance((1 << 64) - ticks)  # to where the next step's counter begins
+        return _scaled(bits.view(np.uint16)[:, own].reshape(shape), keep_prob, dtype)
 
     def lookup_mask(self, place: str, ids: Any, width: int, keep_prob: float, dtype: Any = np.float32) -> Any:
         """The rows `ids` of a mask over a table of weights: ids.shape + (width,), the same on every rank.
@@ -98,22 +101,30 @@ class MaskStream:
         """What `draw` makes of this window's random numbers, as `generator` gives them."""
         return draw(self.generator(place))
 
-    def _mask(
-        self, place: str, step: int, first_row: int, shape: tuple[int, ...], keep_prob: float, dtype: Any
-    ) -> Any:
+    def _mask(self, place: str, first_row: int, shape: tuple[int, ...], keep_prob: float, dtype: Any) -> Any:
+        count, words, own = self._draws(first_row, shape)
+        bits = self._philox(place, count).random_raw(words)
+        return _scaled(bits.view(np.uint16)[own].reshape(shape), keep_prob, dtype)
+
+    @staticmethod
+    def _draws(first_row: int, shape: tuple[int, ...]) -> tuple[int, int, slice]:
+        """Where a mask of this shape lies that begins `first_row` rows into its stream.
+
+        Returns:
+            the counter at its first draw, how many 64-bit words to draw, which of their 16-bit parts are its.
+        """
         size = int(np.prod(shape))
         skipped = first_row * (size // max(shape[0], 1))
         offset = skipped % ELEMENTS_PER_COUNT
-        words = self._philox(place, step, skipped // ELEMENTS_PER_COUNT).random_raw(-(-(size + offset) // 4))
-        return _scaled(words.view(np.uint16)[offset : offset + size].reshape(shape), keep_prob, dtype)
+        return skipped // ELEMENTS_PER_COUNT, -(-(size + offset) // 4), slice(offset, offset + size)
 
     def key(self, place: str) -> tuple[int, int]:
         """Of the Philox generator whose counter begins at zero for every step of every window."""
         return self.seed, zlib.crc32(place.encode())
 
-    def _philox(self, place: str, step: int = 0, count: int = 0) -> np.random.Philox:
+    def _philox(self, place: str, count: int = 0) -> np.random.Philox:
         key = np.array(self.key(place), np.uint64)
-        return np.random.Philox(key=key, counter=np.array([count, step, 0, self.window], np.uint64))
+        return np.random.Philox(key=key, counter=np.array([count, 0, 0, self.window], np.uint64))
 
 
 def kept_levels(keep_prob: float) -> tuple[int, float]:

@@ -136,7 +136,7 @@ def test_units_are_shared_out_only_when_that_pays(monkeypatch):
     B, H = 20, 1150
     assert unit_parts(x, B, H) == [slice(0, 383), slice(383, 767), slice(767, 1150)]
     assert unit_parts(x, B, 200) == [slice(0, 200)]
-    assert run_parts(lambda _: len(unit_parts(x, B, H)), range(2)) == [3, 1], "a thread of ours has no others"
+    assert run_parts(lambda _: len(unit_parts(x, B, H)), range(2)) == [1, 1], "a part is shared no further"
 
 
 def test_the_batch_is_shared_out_only_when_that_pays(monkeypatch):
