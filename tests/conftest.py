@@ -1,11 +1,13 @@
 """Fixtures that several test files use."""
 
 import json
+import os
 import signal
 
 import numpy as np
 import pytest
 from host_runner import HostRunner, can_compile_for_host
+from mpi import WITHOUT_PLOTS
 
 from autograd import DeviceError
 from autograd.backend import device_array_module
@@ -16,12 +18,14 @@ from train.files import atomic_write
 
 @pytest.fixture(scope="session", autouse=True)
 def no_plots():
-    """Runs in this process end without a picture, as those of tests/mpi.py do: drawing takes longer.
+    """Runs end without a picture, in this process and in those that inherit its environment: drawing takes
+    longer than they do.
 
     tests/test_plot.py draws, and test_wt103.py has a run of its own that does.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ending, "_plot", lambda folder: None)
+        patch.setenv("PYTHONPATH", str(WITHOUT_PLOTS), prepend=os.pathsep)
         yield
 
 

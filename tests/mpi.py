@@ -48,15 +48,17 @@ def start_ranks(
     """Start code (`python -c`) or a module named with dots (`python -m`) on some ranks; 1 needs no launcher.
 
     Standard output and error come as text through pipes. Skips the calling test where there is no mpirun or
-    no mpi4py. Whoever calls this ends it: `kill`. Without `plots` there is no matplotlib for them.
+    no mpi4py. Whoever calls this ends it: `kill`. Without `plots` conftest.py's session
+    has no matplotlib for them.
     """
     kind = "-m" if re.fullmatch(r"[\w.]+", code_or_module) else "-c"
     command = [sys.executable, kind, code_or_module, *arguments]
     if ranks > 1:
         command = [find_mpirun(), "-np", str(ranks), *command]
     environment = rank_environment(env)
-    if not plots:
-        environment["PYTHONPATH"] = os.pathsep.join([str(WITHOUT_PLOTS), environment["PYTHONPATH"]])
+    if plots:
+        path = environment["PYTHONPATH"].split(os.pathsep)
+        environment["PYTHONPATH"] = os.pathsep.join(part for part in path if part != str(WITHOUT_PLOTS))
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

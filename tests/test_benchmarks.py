@@ -3,12 +3,10 @@
 import importlib.util
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mpi import WITHOUT_PLOTS
 from wikitext import write_wikitext
 
 from autograd.errors import InputError
@@ -320,7 +318,6 @@ def small_text(tmp_path):
 def test_an_ablation_is_made_of_ordinary_runs_and_goes_on_with_them(
     small_text, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setenv("PYTHONPATH", str(WITHOUT_PLOTS), prepend=os.pathsep)
     out, plot = tmp_path / "out.json", tmp_path / "plot.png"
     command = [*small_text, "--epochs", "2", "--variants", "awd", "plain-dropout", "--jobs", "2"]
     assert ablation.main([*command, "--out", str(out), "--plot", str(plot)]) == 0

@@ -3,13 +3,12 @@
 import importlib.util
 import json
 import math
-import os
 import signal
 import subprocess
 import time
 
 import pytest
-from mpi import WITHOUT_PLOTS, find_mpirun
+from mpi import find_mpirun
 from tiny import write_text
 
 from autograd.errors import InputError
@@ -121,7 +120,6 @@ def test_the_flops_of_a_sampled_softmax_are_of_the_drawn_words():
 def test_ranks_and_perplexity_train_for_real(tmp_path, monkeypatch):
     find_mpirun()  # skips without one
     monkeypatch.setenv("MINILSTM_DATA", str(tmp_path / "prepared"))
-    monkeypatch.setenv("PYTHONPATH", str(WITHOUT_PLOTS), prepend=os.pathsep)
     text = write_text(tmp_path / "text.txt", lines=400)
     shared = run_part("ranks", text)
     assert shared["ranks"] == 2

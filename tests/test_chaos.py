@@ -1,11 +1,10 @@
 """Kills at random moments, the short form of `make chaos`: nothing may be lost."""
 
-import os
 import random
 import shutil
 
 import pytest
-from mpi import WITHOUT_PLOTS, find_mpirun
+from mpi import find_mpirun
 
 from autograd.errors import InputError
 from benchmarks.chaos import _shares, chaos, faults_found, main, table, write_table
@@ -17,7 +16,6 @@ from train.checkpoint import load_newest
 def test_ten_kills_lose_nothing(tmp_path, monkeypatch):
     find_mpirun()
     # A kill while a plot is drawn: test_wt103.py.
-    monkeypatch.setenv("PYTHONPATH", str(WITHOUT_PLOTS), prepend=os.pathsep)
     result = chaos(kills=10, ranks=[1, 2, 4], seed=1, folder=tmp_path, steps=80)
     assert faults_found(result) == []
     assert len(result["faults"]) == 10
