@@ -2,7 +2,8 @@
 
 Runs the benchmarks one after the other, each in a process of its own, keeps their JSON in benchmarks/results
 and writes their tables between the document's marks. --short (which `make bench` gives) takes some minutes;
-the long form adds the largest size, and preparation at WikiText-103's. Without PyTorch there are no peers.
+the long form adds the largest size, ranks of a larger one, and preparation at WikiText-103's. Without PyTorch
+there are no peers.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ def parts(short: bool, against: list[str]) -> dict[str, list[str]]:
     step = ["benchmarks.training_step", *against]
     sizes = ("small", "wt2") if short else ("small", "wt2", "wt103")
     quick = ["--short"] if short else []
+    long_form = {"scaling_wt2": ["benchmarks.scaling", "--size", "wt2", "--rounds", "1", "--steps", "3"]}
     return {
         **{f"training_step_{size}": [*step, "--size", size] for size in sizes},
-        **{f"evaluation_{size}": ["benchmarks.evaluation", *against, "--size", size] for size in sizes[:2]},
+        "evaluation_small": ["benchmarks.evaluation", *against, "--size", "small"],
+        "evaluation_wt2": ["benchmarks.evaluation", *against, "--size", "wt2", "--rounds", "1"],
         **{f"levers_{size}": ["benchmarks.levers", "--size", size] for size in sizes[:2]},
         "kernels": ["benchmarks.kernels", *against, "--rounds", "3" if short else "7"],
         "memory": ["benchmarks.memory", *against, *quick, "--plot", str(IMAGES / "memory.png")],
         "scaling_small": ["benchmarks.scaling", "--size", "small", "--rounds", "1" if short else "3"],
+        **({} if short else long_form),
         "prepare": ["benchmarks.prepare", "--tokens", "5000000" if short else "103000000"],
     }
 
