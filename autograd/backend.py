@@ -45,7 +45,7 @@ def device_array_module(device: str) -> ModuleType:
         import cupy
     except ImportError:
         raise DeviceError(
-            "device cuda needs CuPy, which is not installed; pip install 'minilstm[cuda13]' (or cuda12), "
+            "device cuda needs CuPy, which is not installed; pip install cupy-cuda13x (or cupy-cuda12x), "
             "or use cpu"
         ) from None
     try:

@@ -44,7 +44,7 @@ def _figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError("plots need matplotlib; install it with: pip install 'minilstm[plot]'") from None
+        raise InputError("plots need matplotlib; install it with: pip install matplotlib") from None
     return Figure
 
 

@@ -5,7 +5,6 @@ in a temporary folder that is removed afterwards. The default size is WikiText-1
 child process, whose peak resident memory the operating system reports.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -16,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from autograd.command import Parser
 from autograd.errors import InputError
 from benchmarks.report import add_report_flags, check_report_flags, report
 from benchmarks.sizes import zipf_ids
 from train.corpus import SPLITS, open_corpus
+from train.environment import environment
 
 TOKENS_PER_LINE = 57  # WikiText-103's mean, <eos> counted
 _LINES = 20_000  # lines generated at a time
@@ -101,9 +102,7 @@ def measure(num_tokens: int, num_types: int, seed: int, parent: Path | None) -> 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.prepare", description="Speed and memory of train.prepare."
-    )
+    parser = Parser(prog="python -m benchmarks.prepare", description="Speed and memory of train.prepare.")
     parser.add_argument("--tokens", type=int, default=103_227_021, help="tokens of the train split")
     parser.add_argument(
         "--types", type=int, default=267_733, help="different words; <unk> and <eos> come on top"
@@ -120,7 +119,11 @@ def main(argv: list[str] | None = None) -> int:
             f"expected --tokens and --types of at least 1, got {options.tokens} and {options.types}"
         )
     result = measure(options.tokens, options.types, options.seed, options.folder)
-    report(options, result, "\n".join(f"{name:<22} {value:>15,.1f}" for name, value in result.items()))
+    report(
+        options,
+        {**result, "environment": environment()},
+        "\n".join(f"{name:<22} {value:>15,.1f}" for name, value in result.items()),
+    )
     return 0
 
 

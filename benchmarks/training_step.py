@@ -13,7 +13,8 @@ neighbour slows all of them.
 The JSON object has these fields, its figures being medians over the steps:
 
   size                what was measured: small, wt2 or wt103
-  ours, torch         {seconds, tokens_per_second, gflops, peak_rss_mb} of one step; torch is null without it
+  ours, torch         {seconds, tokens_per_second, gflops, peak_rss_mb} of one step, and its spread,
+                      fastest_seconds, slowest_seconds; torch is null without it
     seconds             of one step
     tokens_per_second   targets trained on: T·B / seconds
     gflops              6·(V·E + Σ 4·H_out·(H_in + H_out))·T·B / seconds / 10⁹
@@ -25,6 +26,7 @@ The JSON object has these fields, its figures being medians over the steps:
   floor_ratio         our seconds / the floor's
   gemm_peak_gflops    of a 2048 × 2048 float32 product by NumPy, on all threads, in the same run
   peak_fraction       our gflops / gemm_peak_gflops
+  environment         commit, versions, machine
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from benchmarks.report import add_report_flags, check_report_flags, report
 from benchmarks.sizes import SIZES, Size, add_size_flag
 from benchmarks.systems import LOSS_TOLERANCE, require_torch
 from benchmarks.training_step_worker import GEMM_SIZE
+from train.environment import environment
 
 COMPARED_STEPS = 5
 """Steps whose losses are compared: each update makes the rounding differences before it larger."""
@@ -103,6 +106,8 @@ def _figures(samples: Samples, size: Size) -> dict[str, float]:
     seconds = median(samples.seconds)
     return {
         "seconds": seconds,
+        "fastest_seconds": min(samples.seconds),
+        "slowest_seconds": max(samples.seconds),
         "tokens_per_second": size.tokens / seconds,
         "gflops": size.flops / seconds / 1e9,
         "peak_rss_mb": samples.peak_rss_mb,
@@ -152,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     steps = options.steps or SIZES[options.size].steps
     samples = measure(options.size, options.against, steps, options.threads)
     result = summarize(options.size, samples)
-    report(options, result, table(result, samples))
+    report(options, {**result, "environment": environment()}, table(result, samples))
     difference = result["loss_difference"]
     if difference is not None and not difference <= LOSS_TOLERANCE:
         raise SystemExit(

@@ -116,6 +116,7 @@ class ModelConfig:
             raise InputError(
                 "model: residual needs embedding_size, hidden_size and last_hidden_size to be equal; got "
                 f"layers of {', '.join(f'{inputs} → {units}' for inputs, units in self.layer_sizes)}"
+                "; make them equal, or set residual = false"
             )
 
     def _check_softmax(self) -> None:

@@ -154,7 +154,8 @@ def test_tests_are_no_package():
 
 def loaded_by(script):
     """What a fresh Python has imported at the end of a script."""
-    command = [sys.executable, "-c", f"{script}\nimport sys; print(*sys.modules, file=sys.stderr)"]
+    script += "\nimport sys; print(*filter(sys.modules.get, sys.modules), file=sys.stderr)"
+    command = [sys.executable, "-c", script]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return {name.split(".")[0] for name in result.stderr.split()}
 

@@ -25,8 +25,11 @@ from train.prepare import prepare
 FIELDS = {
     "size", "ours", "torch", "speedup", "memory_ratio", "loss_difference",
     "floor", "floor_ratio", "gemm_peak_gflops", "peak_fraction",
+    "environment",
 }  # fmt: skip
-SIDE_FIELDS = {"seconds", "tokens_per_second", "gflops", "peak_rss_mb"}
+SIDE_FIELDS = {
+    "seconds", "fastest_seconds", "slowest_seconds", "tokens_per_second", "gflops", "peak_rss_mb",
+}  # fmt: skip
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 

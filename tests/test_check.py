@@ -291,7 +291,7 @@ def test_a_picture_is_written(kind, start, tmp_path, capsys):
 
 def test_without_matplotlib_the_plot_is_refused_and_the_table_is_not(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"pip install 'minilstm\[plot\]'"):
+    with pytest.raises(InputError, match=r"pip install matplotlib"):
         check.main(["--only", "Exp", "--plot", str(tmp_path / "errors.png")])
     assert capsys.readouterr().out == ""
     assert check.main(["--only", "Exp"]) == 0

@@ -67,7 +67,7 @@ def test_no_gpu_is_told_with_its_reason(monkeypatch, machine, message):
 
 def test_no_cupy_is_told_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(DeviceError, match=r"pip install 'minilstm\[cuda13\]'"):
+    with pytest.raises(DeviceError, match=r"pip install cupy-cuda13x"):
         device_array_module("cuda")
 
 

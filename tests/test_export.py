@@ -586,7 +586,7 @@ def test_a_package_that_is_missing_is_named(exported, run, data, tmp_path, monke
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, package, None)
-    assert "not installed; install it: pip install 'minilstm[exchange]'" in refused(
+    assert "not installed; install it: pip install torch safetensors" in refused(
         tmp_path, tmp_path / "x", "--data", data
     )
     with pytest.raises(InputError, match="not installed"):

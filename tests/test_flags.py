@@ -1,12 +1,15 @@
 """The command line: which layer wins, what is refused, what --resume starts from."""
 
+import dataclasses
+import re
 import subprocess
 import sys
 
 import pytest
 
 from autograd.errors import InputError
-from train.config import to_toml
+from minilstm import ModelConfig
+from train.config import TrainConfig, to_toml
 from train.flags import argument_parser, config_from_args, parse_setting
 
 
@@ -139,7 +142,8 @@ def test_help_names_every_key_and_loads_no_library_of_files_or_ranks():
         "from train.flags import config_from_args\n"
         "try: config_from_args(['--help'])\n"
         "except SystemExit: pass\n"
-        "print({'h5py', 'mpi4py', 'tqdm', 'matplotlib', 'cupy'} & set(sys.modules) or 'light')\n"
+        "loaded = {name for name, module in sys.modules.items() if module}\n"
+        "print({'h5py', 'mpi4py', 'tqdm', 'matplotlib', 'cupy'} & loaded or 'light')\n"
     )
     printed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -159,3 +163,20 @@ def test_help_names_every_key_and_loads_no_library_of_files_or_ranks():
 )
 def test_a_setting_is_tomls(text, expected):
     assert parse_setting(text) == expected
+
+
+def test_every_knob_is_listed_with_its_default_and_its_meaning(capsys):
+    with pytest.raises(SystemExit) as ended:
+        config_from_args(["--knobs"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    for config in (ModelConfig, TrainConfig):
+        for field in dataclasses.fields(config):
+            (number,) = (k for k, line in enumerate(lines) if re.match(rf"  {field.name}( = |$)", line))
+            assert re.match(r"      \S{1,}", lines[number + 1]), field.name
+    assert "  recurrent_weight_keep_prob = 1.0\n      elements of W_hh, drawn once per window" in printed
+    assert "  carry_state = true\n      each window starts from the state" in printed
+    assert "  check_ranks_every = 500\n      updates between checks" in printed
+    assert "  schedule = 'fixed'\n      of the learning rate after the warm-up" in printed
+    assert max(map(len, lines)) <= 100

@@ -89,7 +89,8 @@ def read_texts(folder: str | Path, seed: int) -> dict[str, Texts]:
     classes = sorted(set(parts["train"].labels))
     if len(classes) < 2:
         raise InputError(
-            f"{folder}: expected at least two classes in its train part, found {classes[0]!r} alone"
+            f"{folder}: expected at least two classes in its train part, found {classes[0]!r} alone; "
+            "add texts of another class"
         )
     if "valid" not in parts:
         parts["train"], parts["valid"] = _split_off(parts["train"], seed, folder)

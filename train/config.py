@@ -72,7 +72,7 @@ class TrainConfig:
     max_steps: CountOrOff = 0  # updates after which the run ends; 0: the epochs decide
     max_tokens: CountOrOff = 0  # training tokens after which the run ends; 0: the epochs decide
 
-    optimizer: Literal["adam", "sgd", "nt_asgd"] = "adam"
+    optimizer: Literal["adam", "sgd", "nt_asgd"] = "adam"  # "adam", "sgd", or "nt_asgd" of AWD-LSTM
     learning_rate: AboveZero = 1e-3  # peak, after the warm-up
     beta1: Fraction = 0.9  # Adam: decay of the mean of the gradients
     beta2: Fraction = 0.999  # Adam: decay of the mean of their squares
@@ -85,6 +85,7 @@ class TrainConfig:
     detect_anomaly: bool = False  # name where the first value arose that is not finite; slower
     clip_norm: AtLeastZero = 0.25  # ceiling of the gradient's global norm; 0: no clipping
 
+    # of the learning rate after the warm-up: "fixed", "step", "exponential", "cosine" or "inverse_sqrt"
     schedule: Literal["fixed", "step", "exponential", "cosine", "inverse_sqrt"] = "fixed"
     warmup_steps: CountOrOff = 0  # updates of linear warm-up from 0 to learning_rate
     decay_steps: CountOrOff = 0  # step, exponential: updates per decay; cosine: to its end; 0: the whole run
@@ -107,8 +108,8 @@ class TrainConfig:
     )
 
     seed: Seed = 0  # of the initial weights, of every dropout mask and of every window
-    device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["float32", "mixed", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"  # "cuda": one GPU for each rank
+    precision: Literal["float32", "mixed", "bfloat16"] = "float32"  # "mixed": float16, float32 masters
     graphs: bool = True  # cuda: forward and backward of a window are captured and launched as one graph
     wavefront: Literal["graphs", "always", "never"] = "graphs"  # cuda: when layers run side by side
     share_gpus: bool = False  # cuda: let several ranks have one GPU; slower than one each
@@ -308,7 +309,10 @@ def sections_of(values: Iterable[tuple[str, Any]], where: str) -> Sections:
         section = next((name for name in sections if key in _section_kinds(name)), None)
         if section is None:
             known = [*_section_kinds("model"), *_section_kinds("train")]
-            raise InputError(f"{where}: unknown key {key!r}; {nearest('key', key, known)}")
+            hint = "dropouts are the keys that end in _keep_prob" if "dropout" in key else ""
+            raise InputError(
+                f"{where}: unknown key {key!r}; {hint or nearest('key', key, known)}; --knobs lists them all"
+            )
         sections[section][key] = value
     return checked_sections(sections, where)
 

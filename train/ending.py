@@ -51,7 +51,7 @@ def _result(run: TrainingRun, test: dict[str, Any]) -> dict[str, Any]:
 def _plot(folder: RunFolder) -> None:
     """The learning curves, where matplotlib is installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        print("no plot: matplotlib is not installed (pip install 'minilstm[plot]')")
+        print("no plot: matplotlib is not installed (pip install matplotlib)")
         return
     from train.plot import plot_runs
 

@@ -79,6 +79,12 @@ def argument_parser(prog: str = "python -m train.wt103") -> argparse.ArgumentPar
         help="print where the time of some steps (default: 20) goes; write them to RUN/trace.json",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the model, its size and memory; stop")
+    parser.add_argument(
+        "--knobs",
+        action=_ShowKnobs,
+        nargs=0,
+        help="print every key of --set, its default, what it means; stop",
+    )
     return parser
 
 
@@ -149,9 +155,20 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
+class _ShowKnobs(argparse.Action):
+    """Prints them and ends the command, as --help does with its own text."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from train.knobs import describe_knobs
+
+        print(describe_knobs())
+        parser.exit()
+
+
 def _epilog() -> str:
     names = ", ".join(field.name for field in dataclasses.fields(TrainConfig))
     text = textwrap.fill(names, width=100, initial_indent="  ", subsequent_indent="  ")
     return (
-        f"keys of --set, and of [train] in FILE.toml:\n{text}\nof [model]: the fields of minilstm.ModelConfig"
+        f"keys of --set, and of [train] in FILE.toml:\n{text}\n"
+        "those of [model], the dropouts among them, and what each means: --knobs"
     )

@@ -124,7 +124,7 @@ def styled_figure(width: float, height: float) -> Iterator[Any]:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError("plots need matplotlib; install it with: pip install 'minilstm[plot]'") from None
+        raise InputError("plots need matplotlib; install it with: pip install matplotlib") from None
     with matplotlib.rc_context(STYLE):
         yield Figure(figsize=(width, height), layout="constrained")
 

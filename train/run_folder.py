@@ -322,7 +322,7 @@ def refuse_differences(path: Path, what: str, saved: dict[str, Any], own: dict[s
     if differing:
         raise InputError(
             f"{path}: is of another {what}: {'; '.join(differing)}; "
-            "give the configuration that it was made with, or start anew in another --run-dir"
+            f"give it the configuration that it was made with (the run's config.toml), or take another {what}"
         )
 
 

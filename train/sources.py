@@ -207,5 +207,5 @@ def find_source(given: str | os.PathLike, data_dir: Path) -> Source:
     hint = nearest("name", name, names, cutoff=0.6)
     raise InputError(
         f"{name}: expected a folder, a text file or one of {', '.join(names)}; nothing is there"
-        + (f", {hint}" if hint else "")
+        + (f", {hint}" if hint else "; give the path of your text")
     )

@@ -60,7 +60,7 @@ def file_text(path: Path) -> Text:
     """
     size = path.stat().st_size
     if size == 0:
-        raise InputError(f"{path}: expected text, got an empty file")
+        raise InputError(f"{path}: expected text, got an empty file; give one with words in it")
     return Text(path.name, lambda: open(path, "rb"), 0, size)
 
 
@@ -91,7 +91,8 @@ def whole_words(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
 def _checked(name: str, piece: bytes, position: int) -> bytes:
     """`piece` itself if it is text; `position` is its place in the whole."""
     if b"\0" in piece:
-        raise InputError(f"{name}: expected UTF-8 text, got a NUL byte at byte {position + piece.index(0)}")
+        where = position + piece.index(0)
+        raise InputError(f"{name}: expected UTF-8 text, got a NUL byte at byte {where}; give plain text")
     if not piece.isascii():
         try:
             piece.decode()

@@ -21,7 +21,7 @@ from train.files import atomic_write, require_room
 SUFFIXES = {"torch": ".pt", "safetensors": ".safetensors", "npz": ".npz"}
 """The forms, and how their files' names end. What a file is, is told from its content."""
 _MAX_EXPANSION = 16  # times: float32 weights shrink by a tenth, halves and zeros by more
-_INSTALL = "install it: pip install 'minilstm[exchange]'"
+_INSTALL = "install it: pip install torch safetensors"
 
 
 def write_tensors(path: Path, form: str, tensors: dict[str, np.ndarray], facts: dict[str, str]) -> None:
