@@ -22,7 +22,7 @@ from tiny import train_tiny, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-NAMED = re.compile(r"(?<![\w/.-])(data/)?(OTHER|RUN|runs/wt2|OUT|DATA|FILE|wikitext-2)(?![\w/.-])")
+NAMED = re.compile(r"(?<![\w/.-])(data/)?(OTHER|RUN|runs/wt2(?:-long)?|OUT|DATA|FILE|wikitext-2)(?![\w/.-])")
 LONG_MARK = "<!-- long -->"
 PROGRAM = re.compile(r"(\.venv/bin/)?(python|mpirun|make|pip)\b")
 NEVER_RUN = re.compile(
@@ -40,7 +40,7 @@ python -m train.wt103 --preset wt2-small --data my-text.txt --set hidden_size=30
 python -m minilstm.check
 python -m minilstm.check --plot errors.png
 mpirun -np 2 python -m train.wt103 --preset wt2-small --data data/wikitext-2 --set evaluate_every=1000 \
---max-steps 2002 --run-dir runs/wt2
+--max-steps 2002 --run-dir runs/wt2-long
 python -m train.wt103 --precision mixed
 mpirun -np 4 python -m train.wt103 --preset wt103 --run-dir runs/long
 mpirun -f hosts -np 4 python -m train.wt103 --preset wt103 --run-dir runs/long
@@ -52,6 +52,7 @@ NAMES = {  # what documents call it → what it is in the folder of these tests
     "OTHER": "other",
     "RUN": "run",
     "runs/wt2": "run",
+    "runs/wt2-long": "run",
     "OUT": "out",
     "DATA": "classes",
     "FILE": "prompts.txt",
@@ -179,7 +180,10 @@ def run(command):
         return 0
     module, arguments = module_of(command)
     arguments = [*map(here, arguments), *SHORTER.get(module, [])]
-    return importlib.import_module(module).main(arguments)
+    try:
+        return importlib.import_module(module).main(arguments)
+    except SystemExit as ended:  # of a flag that only prints
+        return ended.code
 
 
 def can_run_here(command):
