@@ -12,6 +12,7 @@ be summed up by layer. When nobody asks, a span costs one look at a variable.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -41,7 +42,7 @@ class Span(NamedTuple):
 
 
 class Profile:
-    """What was recorded.
+    """What was recorded in the thread that began it; work that others share with it lies in its own spans.
 
     Attributes:
         spans: in the order in which they ended.
@@ -49,7 +50,13 @@ class Profile:
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
+        self._thread = threading.get_ident()
         self._open: list[str] = []
+
+    @property
+    def is_of_this_thread(self) -> bool:
+        """Whether the calling thread's work is recorded."""
+        return self._thread == threading.get_ident()
 
     @property
     def innermost(self) -> str:
@@ -85,13 +92,15 @@ def profile() -> Iterator[Profile]:
 def span(name: str) -> AbstractContextManager[None]:
     """Context that is recorded under this name, if anybody asks."""
     recorded = _profile.get()
-    return nullcontext() if recorded is None else recorded.record(name, "span", recorded.innermost)
+    if recorded is None or not recorded.is_of_this_thread:
+        return nullcontext()
+    return recorded.record(name, "span", recorded.innermost)
 
 
 def function_span(function: Any, kind: Kind, part: str = "") -> AbstractContextManager[None]:
     """The same for a Function's forward or backward, or for a part of it; the engine calls it."""
     recorded = _profile.get()
-    if recorded is None:
+    if recorded is None or not recorded.is_of_this_thread:
         return nullcontext()
     if kind == "forward":
         function.applied_within = recorded.innermost

@@ -10,6 +10,7 @@ from tiny import flags, rows_of, write_text
 import autograd.functions as F
 from autograd import Variable
 from autograd.errors import InputError
+from autograd.parallel import run_parts
 from autograd.profile import Span, profile, span, spans_of
 from train.flags import config_from_args
 from train.profile import parts_of, table, trace_events
@@ -49,6 +50,19 @@ def test_nothing_is_recorded_outside_of_a_profile():
     x = Variable(np.ones(3), requires_grad=True)
     layers(x).backward()
     assert recorded.spans == []
+
+
+def test_of_work_on_several_threads_the_first_one_s_is_recorded():
+    """Spans of two threads at once would not nest."""
+
+    def part(number):
+        with span(f"part {number}"):
+            layers(Variable(np.ones(3), requires_grad=True)).backward()
+
+    with profile() as recorded:
+        run_parts(part, range(3))
+    assert [s.name for s in recorded.spans if s.name.startswith("part")] == ["part 0"]
+    assert len(recorded.spans) == 1 + 10
 
 
 def test_a_span_ends_when_its_work_fails():
