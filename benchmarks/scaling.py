@@ -60,6 +60,7 @@ softmax. Rows only: of the tied matrix only the rows that have a gradient travel
 CLUSTERS = (
     Cluster(NVLINK, GBIT_400),
     Cluster(NVLINK, GBIT_100),
+    Cluster(PCIE, GBIT_400),
     Cluster(PCIE, GBIT_100),
 )
 MODEL_RANKS = tuple(2**power for power in range(11))
