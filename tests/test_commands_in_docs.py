@@ -59,7 +59,7 @@ NAMES = {  # what documents call it → what it is in the folder of these tests
     "FILE": "prompts.txt",
     "wikitext-2": "text.txt",
 }
-SHORTER = {"minilstm.anatomy": ["--steps", "20"]}  # added to a module's arguments
+SHORTER = {"minilstm.anatomy": ["--steps", "20", "--units", "4"]}  # added to a module's arguments
 BEFORE = {  # what a document takes as given, made by these
     "README.md": ["python -m train.export RUN --to torch --output awd.pt"],
     "docs/exchange.md": ["python -m train.export RUN --to torch --output theirs.pt"],

@@ -143,12 +143,12 @@ SMALL = {"vocab_size": V, "embedding_size": E, "hidden_size": H, "num_layers": 3
         (
             {"residual": True},
             "model: residual needs embedding_size, hidden_size and last_hidden_size to be equal; got layers "
-            "of 4 → 6, 6 → 6, 6 → 4",
+            "of 4 → 6, 6 → 6, 6 → 4; make them equal, or set residual = false",
         ),
         (
             {"residual": True, "embedding_size": H, "tied_weights": False, "last_hidden_size": 5},
             "model: residual needs embedding_size, hidden_size and last_hidden_size to be equal; got layers "
-            "of 6 → 6, 6 → 6, 6 → 5",
+            "of 6 → 6, 6 → 6, 6 → 5; make them equal, or set residual = false",
         ),
         (
             {"softmax": "sampled", "num_samples": V + 1},
