@@ -55,7 +55,9 @@ def run_part(name: str, arguments: list[str], results: Path) -> str:
     Raises:
         InputError: it failed.
     """
-    command = [sys.executable, "-m", *arguments, "--out", str(results / f"{name}.json")]
+    out = str(results / f"{name}.json")
+    # Relative, for the result keeps the command: where a checkout lies is nobody's business.
+    command = [sys.executable, "-m", *map(_relative, [*arguments, "--out", out])]
     found = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
     if found.returncode:
         raise InputError(f"{' '.join(command[1:])}: ended with status {found.returncode}")
@@ -76,8 +78,9 @@ def with_table(document: str, name: str, arguments: list[str], text: str) -> str
 
 
 def _relative(argument: str) -> str:
+    """A path within the project as it is called from there; anything else as it is."""
     path = Path(argument)
-    return str(path.relative_to(ROOT)) if path.is_absolute() else argument
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else argument
 
 
 def main(argv: list[str] | None = None) -> int:

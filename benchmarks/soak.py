@@ -43,12 +43,14 @@ _KILLS_PER_MINUTE = 50 / 60
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _ENDLESS = 10**9  # steps; the clock ends it
 _LEAST_WATCHED = 3.0  # seconds, however late the kills ended
+# Steps between validations. The end is at one, where a run validates whether it goes on or not; and the twin
+# must be stopped before the next one, which may change best.h5.
 _EVERY = 1000
-_KNOBS = {"log_every": 100, "save_every": 100, "keep_checkpoints": 5}
+_KNOBS = {"log_every": 100, "save_every": 100, "evaluate_every": _EVERY, "keep_checkpoints": 5}
 _BEGIN, _END = "<!-- made by benchmarks.soak: begin -->", "<!-- made by benchmarks.soak: end -->"
 
 
-def soak(minutes: float, ranks: int, seed: int, folder: Path, every: int = _EVERY) -> dict[str, Any]:
+def soak(minutes: float, ranks: int, seed: int, folder: Path) -> dict[str, Any]:
     """Run it, and its undisturbed twin beside it.
 
     Args:
@@ -56,16 +58,13 @@ def soak(minutes: float, ranks: int, seed: int, folder: Path, every: int = _EVER
         ranks: how many, of each of the two.
         seed: of the moments.
         folder: where the runs are made.
-        every: steps between validations. The end is at one, where a run validates whether it goes on or
-            not; and the twin must be stopped before the next one, which may change best.h5.
 
     Returns:
         what `table` and the JSON file are made of.
     """
     text, where = folder / "text.txt", environment()
     write_text(text)
-    knobs = {**_KNOBS, "evaluate_every": every}
-    soaked, twin = (Run(folder / name, text, ranks, _ENDLESS, **knobs) for name in ("soaked", "twin"))
+    soaked, twin = (Run(folder / name, text, ranks, _ENDLESS, **_KNOBS) for name in ("soaked", "twin"))
     kills = max(1, round(_KILLS_PER_MINUTE * minutes))
     with _running(twin) as undisturbed:
         _train_beyond(0, twin, undisturbed)  # it prepares the text, for both
@@ -73,7 +72,7 @@ def soak(minutes: float, ranks: int, seed: int, folder: Path, every: int = _EVER
         _kill(soaked, kills, minutes * 60 * 2 / 3, random.Random(seed))
         seconds = max(_LEAST_WATCHED, minutes * 60 - (time.monotonic() - began))
         memory = _left_alone(soaked, seconds, settling=minutes * 60 / 12)
-        end = (max(soaked.step_saved(), twin.step_reached()) // every + 1) * every
+        end = (max(soaked.step_saved(), twin.step_reached()) // _EVERY + 1) * _EVERY
         _train_beyond(end, twin, undisturbed)
         _stop(twin, undisturbed)
     _go_back(twin, end)

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,6 +142,13 @@ def test_both_sides_score_a_text_alike(tmp_path):
     result = json.loads(out.read_text())
     assert result["speedup"] == result["ours"] / result["torch"]
     assert result["loss_difference"] < 1e-5
+
+
+def test_a_result_keeps_its_command_without_the_place_of_the_checkout(monkeypatch):
+    commands, done = [], SimpleNamespace(returncode=0, stdout="")
+    monkeypatch.setattr(performance.subprocess, "run", lambda command, **_: commands.append(command) or done)
+    performance.run_part("memory", performance.parts(short=True, against=[])["memory"], performance.RESULTS)
+    assert commands[0][-3:] == ["docs/images/memory.png", "--out", "benchmarks/results/memory.json"]
 
 
 def test_a_table_stands_between_its_marks():

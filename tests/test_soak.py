@@ -4,10 +4,10 @@ from benchmarks.soak import faults_found, soak, table
 
 
 def test_a_short_soak_ends_with_the_bits_of_its_twin(tmp_path):
-    result = soak(minutes=0.05, ranks=1, seed=0, folder=tmp_path, every=300)
+    result = soak(minutes=0.1, ranks=1, seed=0, folder=tmp_path)
     assert result["differences"] == []
     assert result["kills"] == 1
-    assert result["steps"] >= 300
+    assert result["steps"] >= 1000
     assert result["growth"][0] >= 0  # how much, in a second, says nothing
 
 
