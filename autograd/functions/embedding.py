@@ -56,9 +56,13 @@ def add_rows(target: Any, ids: Any, rows: Any) -> None:
     order = xp.argsort(ids, kind="stable")
     in_order = ids[order]
     starts = xp.flatnonzero(xp.concatenate([xp.ones(1, bool), in_order[1:] != in_order[:-1]]))
-    target[in_order[starts]] += xp.add.reduceat(
-        rows[order], starts, axis=0, dtype=accumulation_dtype(rows.dtype)
-    )
+    lengths = xp.diff(starts, append=ids.size)
+    sums = rows[order[starts]].astype(accumulation_dtype(rows.dtype), copy=False)
+    repeated = lengths > 1
+    if repeated.any():  # a reduction takes long to begin, and most words come but once
+        runs, lengths = order[xp.repeat(repeated, lengths)], lengths[repeated]
+        sums[repeated] = xp.add.reduceat(rows[runs], xp.cumsum(lengths) - lengths, axis=0, dtype=sums.dtype)
+    target[in_order[starts]] += sums
 
 
 class Embedding(Function):
