@@ -39,7 +39,9 @@ class Sigmoid(Function):
 
     def forward(self, x):
         # 1 / (1 + exp(-x)) = (tanh(x/2) + 1) / 2, and tanh cannot overflow.
-        y = get_array_module(x).tanh(x * 0.5) * 0.5 + 0.5
+        y = get_array_module(x).tanh(x * 0.5)
+        y *= 0.5
+        y += 0.5
         self.save(y)
         return y
 

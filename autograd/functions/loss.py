@@ -22,7 +22,8 @@ def log_softmax_array(logits: Any) -> Any:
     xp = get_array_module(logits)
     logits = logits.astype(accumulation_dtype(logits.dtype), copy=False)
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+    shifted -= xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
 
 
 class LogSoftmax(Function):
@@ -63,8 +64,8 @@ class SoftmaxCrossEntropy(Function):
     def backward(self, dloss):
         rows, targets, scored = self.saved
         xp = get_array_module(rows)
-        dlogits = xp.zeros_like(rows)
-        dlogits[scored] = xp.exp(rows[scored])
+        dlogits = xp.exp(rows)
+        dlogits[targets == IGNORE] = 0
         dlogits[scored, targets[scored]] -= 1
         dlogits *= dloss / max(scored.size, 1)
         return dlogits.reshape(self.inputs[0].shape).astype(self.inputs[0].dtype, copy=False), None
