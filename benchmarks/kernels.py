@@ -85,14 +85,14 @@ def table(rows: dict[str, dict[str, Any]], gemm: float, copy: float) -> str:
     """The figures for people."""
     lines = [
         f"GEMM {gemm / 1e9:.0f} GFLOP/s, copy {copy / 1e9:.1f} GB/s",
-        f"{'':24}{'ours ms':>9}{'torch ms':>10}{'speedup':>9}"
+        f"{'':34}{'ours ms':>9}{'torch ms':>10}{'speedup':>9}"
         f"{'GFLOP/s':>9}{'of GEMM':>9}{'GB/s':>7}{'of copy':>9}",
     ]
     for name, row in rows.items():
         torch = f"{1e3 * row['torch']:10.2f}{row['speedup']:9.2f}" if row["torch"] else f"{'':19}"
         flops = f"{row['gflops']:9.1f}{row['of_gemm']:9.0%}" if row["gflops"] else f"{'':18}"
         lines.append(
-            f"{name:24}{1e3 * row['ours']:9.2f}{torch}{flops}{row['gbytes']:7.1f}{row['of_copy']:9.0%}"
+            f"{name:34}{1e3 * row['ours']:9.2f}{torch}{flops}{row['gbytes']:7.1f}{row['of_copy']:9.0%}"
         )
     return "\n".join(lines)
 
