@@ -73,12 +73,13 @@ class HostRunner:
 
     def _library(self, module, storage):
         """The compiled source; built once, whichever process comes first."""
-        code = "\n".join(
-            [f'#include "{HEADER}"', module.source, *(f"HOST_KERNEL({name})" for name in module.kernels)]
-        )
-        key = hashlib.sha256((code + HEADER.read_text() + storage).encode()).hexdigest()[:16]
+        key = module.name, module.source, storage
         if key not in self.libraries:
-            path = self.folder / f"{module.name}-{storage}-{key}.so"
+            code = "\n".join(
+                [f'#include "{HEADER}"', module.source, *(f"HOST_KERNEL({name})" for name in module.kernels)]
+            )
+            digest = hashlib.sha256((code + HEADER.read_text() + storage).encode()).hexdigest()[:16]
+            path = self.folder / f"{module.name}-{storage}-{digest}.so"
             if not path.exists():
                 compile_for_host(code, storage, path)
             self.libraries[key] = ctypes.CDLL(str(path))

@@ -11,7 +11,7 @@ from train import scale_kernels, update_kernels
 from train.mixed_precision import Backoff, LogMax
 from train.optimizers import NTASGD, SGD, Adam, clip_factor, global_norm
 from train.scale_kernels import DeviceScaler
-from train.update_kernels import NAMES, UpdateControls
+from train.update_kernels import NAMES, UpdateControls, norm_blocks
 
 SIZES = {"float16": 1e-3, "float32": 1e-6, "float64": 1e-12}
 
@@ -31,8 +31,8 @@ def flat(size, dtype=np.float32, seed=0):
 # --- the norm ---
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(0, "float32"), (1, "float16"), (5000, "float16"),
-                                             (3001, "float32"), (777, "float64")])  # fmt: skip
+@pytest.mark.parametrize(("size", "dtype"), [(0, "float32"), (1, "float16"), (50_000, "float16"),
+                                             (30_001, "float32"), (7777, "float64")])  # fmt: skip
 def test_the_norm(device, size, dtype):
     x = flat(size, dtype)
     exact = np.linalg.norm(x.astype(np.float64))
@@ -49,15 +49,21 @@ def test_the_norm(device, size, dtype):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e20])
-@pytest.mark.parametrize("place", [0, 999, 1999])
+@pytest.mark.parametrize("place", [0, 9999, 19_999])
 def test_what_is_not_finite_is_seen_wherever_it_stands(device, bad, place):
-    x = flat(2000)
+    x = flat(20_000)
     x[place] = bad
     controls = UpdateControls(on(device, x))
     controls.measure(on(device, x))
     assert controls.read()["finite"] == 0
     assert not np.isfinite(controls.read()["norm"])
     assert not np.isfinite(twin(global_norm, x))
+
+
+def test_as_many_blocks_as_an_array_fills(monkeypatch):
+    assert [norm_blocks(num_bytes) for num_bytes in (0, 4, 16_384, 16_385, 1 << 20)] == [1, 1, 1, 2, 3]
+    monkeypatch.undo()
+    assert [norm_blocks(num_bytes) for num_bytes in (1 << 20, 1 << 24, 1 << 30)] == [64, 1024, 1024]
 
 
 def test_an_update_begins_by_how_the_one_before_ended(device):

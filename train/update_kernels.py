@@ -17,8 +17,10 @@ from autograd.backend import get_array_module
 from autograd.kernels import KernelModule
 
 UPDATE = KernelModule("train", "adam")
-NORM_THREADS, NORM_BLOCKS = 256, 1024
-"""Of `sum_of_squares`: fixed, so that the same bits come out on every GPU; adam.cu has the first too."""
+NORM_THREADS, NORM_BLOCKS, NORM_READS = 256, 1024, 4
+"""Of `sum_of_squares`: threads of a block; blocks at most, and no more than have so many times 16 bytes to read
+for each thread. They depend on the array alone, so that the same bits come out on every GPU; adam.cu has the first
+too."""
 THREADS = 256
 NAMES = ("learning_rate", "unscale", "max_norm", "norm", "largest", "finite", "updates")
 """Of the numbers, in their order in memory; adam.cu has the same."""
@@ -76,9 +78,14 @@ class UpdateControls:
             gradients: flat, float16, float32 or float64.
             keep_largest: leave `largest` as it is.
         """
-        blocks, partial, dtype = NORM_BLOCKS, self._partial, gradients.dtype
+        blocks, partial, dtype = norm_blocks(gradients.nbytes), self._partial, gradients.dtype
         UPDATE.launch("sum_of_squares", blocks, NORM_THREADS, gradients, gradients.size, partial)
         UPDATE.launch("finish_norm", 1, NORM_THREADS, partial, blocks, keep_largest, self.values, dtype=dtype)
+
+
+def norm_blocks(num_bytes: int) -> int:
+    """Blocks of `sum_of_squares` for an array of that size."""
+    return max(min(-(-num_bytes // (16 * NORM_READS * NORM_THREADS)), NORM_BLOCKS), 1)
 
 
 def adam_update(
