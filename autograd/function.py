@@ -9,6 +9,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from autograd.anomaly import check_forward
 from autograd.backend import accumulation_dtype, get_array_module
 from autograd.deferred import Deferred
@@ -17,6 +19,8 @@ from autograd.mode import is_backprop_enabled, is_detecting_anomaly
 from autograd.parallel import num_threads
 from autograd.profile import function_span
 from autograd.variable import Node, Variable, as_variable
+
+Dtypes = set[np.dtype]
 
 
 class Function:
@@ -72,13 +76,13 @@ class Function:
                 "apply is called on an instance, a new one each time: Cube().apply(x), not Cube.apply(x)"
             )
         variables = [as_variable(value) for value in inputs]
-        self._check_dtypes(variables)
+        given = self._checked_dtypes(variables)
         if not self.is_released:
             raise RuntimeError(f"{self.label}: one instance is applied once; make a new one for each call")
         with function_span(self, "forward"):
             result = self.forward(*(variable.data for variable in variables))
         arrays = result if isinstance(result, tuple) else (result,)
-        self._check_results(variables, arrays)
+        self._check_results(variables, given, arrays)
         if is_detecting_anomaly():
             check_forward(self, variables, arrays)
         records = is_backprop_enabled() and any(variable.requires_grad for variable in variables)
@@ -96,16 +100,20 @@ class Function:
             output.node.creator, output.keeps_grad = self, False
         return output
 
-    def _check_dtypes(self, variables: list[Variable]) -> None:
-        dtypes = {variable.dtype for variable in variables if variable.dtype.kind == "f"}
+    def _checked_dtypes(self, variables: list[Variable]) -> Dtypes:
+        """The dtype of the floating-point inputs, if there are any."""
+        dtypes = {variable.data.dtype for variable in variables}
+        if len(dtypes) > 1:
+            dtypes = {dtype for dtype in dtypes if dtype.kind == "f"}
         if len(dtypes) > 1:
             raise DtypeError(
                 f"{self.label}: all floating-point inputs must have one dtype; got "
                 f"{', '.join(str(variable.dtype) for variable in variables)}; "
                 "convert with autograd.functions.cast"
             )
+        return dtypes
 
-    def _check_results(self, variables: list[Variable], arrays: tuple[Any, ...]) -> None:
+    def _check_results(self, variables: list[Variable], given: Dtypes, arrays: tuple[Any, ...]) -> None:
         """NumPy makes float64 of float32 and integers: here that is an error and not a slow surprise."""
         for array in arrays:
             if isinstance(array, Variable) or not hasattr(array, "dtype"):
@@ -114,16 +122,19 @@ class Function:
                     f"{self.label}.forward must return an array or a tuple of arrays; "
                     f"got {type(array).__name__}{hint if isinstance(array, Variable) else ''}"
                 )
-        given = {variable.dtype for variable in variables if variable.dtype.kind == "f"}
-        if self.is_sum:
-            given |= {accumulation_dtype(dtype) for dtype in given}
-        made = {array.dtype for array in arrays if array.dtype.kind == "f"}
-        if given and not self.changes_dtype and not made <= given:
+            if array.dtype not in given and array.dtype.kind == "f":
+                self._check_changed_dtype(variables, given, array.dtype)
+
+    def _check_changed_dtype(self, variables: list[Variable], given: Dtypes, made: np.dtype) -> None:
+        """Raise unless this Function may make numbers of another precision than all that it was given."""
+        given = {dtype for dtype in given if dtype.kind == "f"}
+        wide = {accumulation_dtype(dtype) for dtype in given} if self.is_sum else set()
+        if given and not self.changes_dtype and made not in wide:
             integers = any(variable.dtype.kind != "f" for variable in variables)
             hint = "give the integers" if integers else "give the arrays that forward makes"
             raise DtypeError(
                 f"{self.label}: inputs of {', '.join(str(variable.dtype) for variable in variables)} would "
-                f"make {', '.join(map(str, made))}; {hint} the others' precision"
+                f"make {made}; {hint} the others' precision"
             )
 
     def begin_backward(self, retain_graph: bool) -> None:
