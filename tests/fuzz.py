@@ -8,6 +8,7 @@ if anything was found.
 import argparse
 import importlib
 import importlib.util
+import os
 import re
 import resource
 import subprocess
@@ -46,9 +47,17 @@ def main() -> int:
 def fuzz_in_child(name: str, seconds: int, out: Path) -> bool:
     """Fuzz one target and print a row of what came out; True if nothing was found."""
     command = [sys.executable, __file__, name, "--child", "--seconds", str(seconds), "--out", str(out)]
-    result = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
-    )
+    # Removed here, for the fuzzer ends its process without a word to Python.
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=MEMORY_DISK) as scratch:
+        result = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+            env={**os.environ, "TMPDIR": scratch},
+        )
     executions = re.findall(r"number_of_executed_units:\s*(\d+)|^#(\d+)", result.stdout, re.MULTILINE)
     verdict = "ok" if result.returncode == 0 else f"status {result.returncode}"
     print(
@@ -72,7 +81,7 @@ def fuzz(name: str, seconds: int, folder: Path) -> None:
         from fuzz_targets import TARGETS, try_bytes
 
     target = TARGETS[name]
-    corpus, scratch = folder / "corpus", Path(tempfile.mkdtemp(prefix="fuzz-", dir=MEMORY_DISK))
+    corpus, scratch = folder / "corpus", Path(tempfile.mkdtemp())
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(target.seeds(scratch)):
         (corpus / f"seed-{number}").write_bytes(seed)
