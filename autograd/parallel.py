@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 _THREAD_NAME = "autograd"
 MIN_PARALLEL_PRODUCT = 500_000_000
 """Multiplications of one product below which a second thread costs more than it brings."""
+MIN_PARALLEL_ELEMENTS = 50_000
+"""The same of elements, for work of a dozen operations on each."""
 
 
 @functools.cache

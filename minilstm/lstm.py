@@ -20,7 +20,7 @@ from autograd import DtypeError, Function, ShapeError, Variable
 from autograd.backend import get_array_module
 from autograd.functions.linear import column_sums, matmul_into
 from autograd.kernels import use_kernels
-from autograd.parallel import free_threads, matmul_rows, run_parts, split_range
+from autograd.parallel import MIN_PARALLEL_ELEMENTS, free_threads, matmul_rows, run_parts, split_range
 from autograd.variable import as_variable
 from minilstm.lstm_kernels import Meet, RecurrentProduct, cut, of_units, run_beside, unit_parts
 
@@ -201,7 +201,8 @@ def local_derivatives(gates: Any, c: Any, tanh_c: Any, mask: Any = None) -> tupl
             a[:, :, I] *= mask[steps]  # (36)
             a[:, :, G] *= mask[steps]
 
-    run_parts(run, split_range(len(gates), free_threads() if xp is np else 1))
+    shared = xp is np and gates.size >= MIN_PARALLEL_ELEMENTS
+    run_parts(run, split_range(len(gates), free_threads() if shared else 1))
     return all_f, all_o_slope
 
 

@@ -23,6 +23,7 @@ def use_threads(monkeypatch, threads=3):
     monkeypatch.setattr(lstm_kernels, "MIN_MEETING_WORK", 0)
     monkeypatch.setattr(lstm_kernels, "num_threads", lambda: threads)
     monkeypatch.setattr("minilstm.lstm.free_threads", lambda: threads)
+    monkeypatch.setattr("minilstm.lstm.MIN_PARALLEL_ELEMENTS", 0)
     monkeypatch.setattr(lstm_kernels, "free_threads", lambda: threads)
     monkeypatch.setattr(parallel, "MIN_PARALLEL_PRODUCT", 0)
     monkeypatch.setattr(parallel, "num_threads", lambda: threads)

@@ -28,6 +28,7 @@ from train.update_kernels import UpdateControls, adam_update, sgd_update
 
 PIECE = 1 << 18  # elements: with gradients, moments and scratch 5 MB, about one core's share of the cache
 _DOT = 1 << 13  # elements of one dot product: shorter than BLAS would split among threads of its own
+_SHARED = 1 << 19  # elements from which a second thread is worth waking for their sum of squares
 
 AVERAGE = "average"
 """Name, in an optimizer's state, of the weights to evaluate instead of those that it goes on from."""
@@ -385,7 +386,8 @@ def global_norm(flat: np.ndarray, threads: int | None = None) -> float:
         controls = UpdateControls(flat)
         controls.measure(flat)
         return controls.read()["norm"]
-    shares = split_range(flat.size, threads or num_threads(), _DOT)
+    threads = threads or (num_threads() if flat.size >= _SHARED else 1)
+    shares = split_range(flat.size, threads, _DOT)
     sums = run_parts(lambda share: _sums_of_squares(flat[share]), shares)
     return math.sqrt(math.fsum(itertools.chain.from_iterable(sums)))
 
