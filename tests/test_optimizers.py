@@ -9,7 +9,6 @@ import pytest
 from autograd.errors import InputError
 from train.optimizers import (
     NTASGD,
-    PIECE,
     SGD,
     Adam,
     Optimizer,
@@ -19,8 +18,14 @@ from train.optimizers import (
     global_norm,
 )
 
+PIECE = 1 << 14  # a shorter one than the optimizers': what is tested does not depend on how long it is
 SIZE = 2 * PIECE + 777  # two whole pieces and a part of one
 STEPS = 7
+
+
+@pytest.fixture(autouse=True)
+def short_pieces(monkeypatch):
+    monkeypatch.setattr("train.optimizers.PIECE", PIECE)
 
 
 def example(dtype=np.float32, size=SIZE):
