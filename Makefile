@@ -15,17 +15,18 @@ EXTRAS_train := mpi,plot
 EXTRAS_test := dev
 EXTRAS_docs := docs
 
-.PHONY: help train test chaos soak fuzz bench docs clean
+.PHONY: help train test test-long chaos soak fuzz bench docs clean
 
 help:
-	@echo "make train   train a small model on python-docs with $(RANKS) ranks, plot it, let it write a text"
-	@echo "make test    lint, type check, tests"
-	@echo "make chaos   kill training $(KILLS) times at random moments: nothing may be lost (docs/reliability.md)"
-	@echo "make soak    train for $(MINUTES) minutes under kills, and watch the memory"
-	@echo "make bench   the short benchmarks; rewrites docs/performance.md"
-	@echo "make docs    the site, into site/; runs the lessons"
-	@echo "make fuzz    throw broken and hostile files at every loader, for $(SECONDS) seconds each"
-	@echo "make clean   remove what make made, but for data/ and runs/"
+	@echo "make train      train a small model on python-docs with $(RANKS) ranks, plot it, let it write a text"
+	@echo "make test       lint, type check, tests"
+	@echo "make test-long  the few tests that take longest, a minute or two together"
+	@echo "make chaos      kill training $(KILLS) times at random moments: nothing may be lost (docs/reliability.md)"
+	@echo "make soak       train for $(MINUTES) minutes under kills, and watch the memory"
+	@echo "make bench      the short benchmarks; rewrites docs/performance.md"
+	@echo "make docs       the site, into site/; runs the lessons"
+	@echo "make fuzz       throw broken and hostile files at every loader, for $(SECONDS) seconds each"
+	@echo "make clean      remove what make made, but for data/ and runs/"
 
 train: $(VENV)/installed-train
 	$(VENV)/bin/mpirun -np $(RANKS) $(PY) -m train.wt103 --preset quickstart --data python-docs --run-dir $(RUN)
@@ -34,13 +35,17 @@ train: $(VENV)/installed-train
 
 # One BLAS thread for each of the processes that test: more would only spin while they wait for each other. And
 # bytecode is kept whatever the environment says: hundreds of processes start, each would compile all modules.
-test: export PYTHONDONTWRITEBYTECODE =
+PYTEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist worksteal
+test test-long: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist worksteal
+	$(PYTEST) -m "not long"
 
-# The short form of the first is among the tests. The soak takes some minutes more than MINUTES: its end is made up for.
+test-long: $(VENV)/installed-test
+	$(PYTEST) -m long
+
+# The short form of the first is among the tests, of both among the long ones. The soak takes some minutes more than MINUTES: its end is made up for.
 chaos: $(VENV)/installed-train
 	$(PY) -m benchmarks.chaos --kills $(KILLS) --out benchmarks/results/chaos.json --docs docs/reliability.md
 

@@ -398,6 +398,7 @@ def test_a_readers_text_is_cut_into_words_and_loses_none():
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_command_writes_a_page_of_a_model_that_has_learned(tmp_path):
     """With the updates that it has by default; of one unit alone, whose checks take no time."""
     command = [

@@ -13,14 +13,15 @@ from benchmarks.tiny import write_text
 from train.checkpoint import load_newest
 
 
-def test_ten_kills_lose_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.long)])
+def test_kills_lose_nothing(kills, tmp_path):
     find_mpirun()
     # A kill while a plot is drawn: test_wt103.py.
-    result = chaos(kills=10, ranks=[1, 2, 4], seed=1, folder=tmp_path, steps=80)
+    result = chaos(kills, ranks=[1, 2, 4], seed=1, folder=tmp_path, steps=80)
     assert faults_found(result) == []
-    assert len(result["faults"]) == 10
+    assert len(result["faults"]) == kills
     assert {fault["ranks"] for fault in result["faults"]} == {1, 2, 4}
-    assert sum(run["faults"] for run in result["runs"]) == 10
+    assert sum(run["faults"] for run in result["runs"]) == kills
     text = table(result, "command")
     assert text.count("| nothing |") == len({(f["what"], f["target"]) for f in result["faults"]}) + len(
         {fault["damage"] for fault in result["faults"]} - {None}

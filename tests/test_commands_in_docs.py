@@ -201,6 +201,7 @@ def quick(path):
     return [command for command, is_long in found if not is_long and not NEVER_RUN.match(command)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if quick(path)], ids=relative)
 def test_the_other_commands_run(path, place, tmp_path, monkeypatch, capsys):
     """One after the other, as a reader would."""

@@ -1,6 +1,5 @@
 """How kernels are compiled, launched, and run on the CPU; what they compute is tested beside their twins."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +56,15 @@ def example(**replacements):
 
 # --- every source compiles ---
 
+OTHERS = [("float16", "sm_70"), ("float16", "sm_80"), ("float32", "sm_90"), ("bfloat16", "sm_80")]
+
 
 @pytest.mark.parametrize(
     ("storage", "architecture"),
-    [*itertools.product(["float16"], nvrtc.TOOLKITS), ("float32", "sm_90"), ("bfloat16", "sm_80")],
+    [
+        ("float16", "sm_90"),
+        *(pytest.param(*other, marks=pytest.mark.long) for other in OTHERS),
+    ],
 )
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_compiles(path, storage, architecture):

@@ -39,6 +39,7 @@ def load(path):
 percent = load(ROOT / "docs" / "site" / "percent.py")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_lesson_runs(path, tmp_path):
     """Elsewhere than in its folder, with warnings as errors; seconds on a machine that does nothing else."""

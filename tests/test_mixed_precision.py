@@ -400,6 +400,7 @@ def loss_curve(scaler, seed, steps=2000, T=4, B=8):
     return np.reshape(losses, (-1, 100)).mean(axis=1), step
 
 
+@pytest.mark.long
 def test_a_loss_curve_of_2000_steps_is_float32s_within_the_noise_of_seeds():
     """The scale is made to grow, so that there are overflows on the way."""
     (single, _), (other_seed, _) = loss_curve(None, seed=0), loss_curve(None, seed=1, steps=500)

@@ -1,8 +1,11 @@
 """Training under kills beside a twin that nobody disturbs, the short form of `make soak`."""
 
+import pytest
+
 from benchmarks.soak import faults_found, soak, table
 
 
+@pytest.mark.long
 def test_a_short_soak_ends_with_the_bits_of_its_twin(tmp_path):
     result = soak(minutes=0.1, ranks=1, seed=0, folder=tmp_path)
     assert result["differences"] == []

@@ -18,9 +18,8 @@ from autograd.kernels import KernelModule
 
 UPDATE = KernelModule("train", "adam")
 NORM_THREADS, NORM_BLOCKS, NORM_READS = 256, 1024, 4
-"""Of `sum_of_squares`: threads of a block; blocks at most, and no more than have so many times 16 bytes to read
-for each thread. They depend on the array alone, so that the same bits come out on every GPU; adam.cu has the first
-too."""
+"""Of `sum_of_squares`: threads of a block, which adam.cu has too; blocks at most; and how many times 16 bytes
+each thread reads before there are more blocks. It depends on the array alone: the same bits on every GPU."""
 THREADS = 256
 NAMES = ("learning_rate", "unscale", "max_norm", "norm", "largest", "finite", "updates")
 """Of the numbers, in their order in memory; adam.cu has the same."""
