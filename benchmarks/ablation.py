@@ -2,8 +2,9 @@
 
 Trains the recipe of AWD-LSTM (Merity et al. 2018, preset awd-wt2) at a reduced size on the first tokens of
 a text, then the same with each of its regularisers off in turn, and an LSTM with plain dropout alone (Zaremba
-et al. 2014); each for as many epochs, so that those which over-fit have the time to. Every run is an ordinary
-run of `train.wt103`, whose command is kept beside its figures:
+et al. 2014), once with the recipe's optimizer and its averaging, once with Adam; each for as many epochs, so
+that those which over-fit have the time to. Every run is an ordinary run of `train.wt103`, whose command is
+kept beside its figures:
 
     WORK_DIR/text/           the text, its splits cut at a line's end where --tokens and --score-tokens say so
     WORK_DIR/VARIANT-SEED/   a run folder each; VARIANT-SEED.log is what it printed. The same command, given
@@ -61,20 +62,22 @@ NO_DROPOUT = {
     "recurrent_weight_keep_prob": 1.0,
 }
 PLAIN_KEEP_PROB = 0.5
-EMPHASIZED = ("awd", "plain-dropout", "no-dropout")
+PLAIN_DROPOUT = {
+    **NO_DROPOUT,
+    "activation_dropout": "per_step",
+    "encoder_emb_output_keep_prob": PLAIN_KEEP_PROB,
+    "encoder_dp_output_keep_prob": PLAIN_KEEP_PROB,
+    "encoder_last_output_keep_prob": PLAIN_KEEP_PROB,
+    "activation_regularization": 0.0,
+    "temporal_activation_regularization": 0.0,
+    "weight_decay": 0.0,
+    "variable_window": False,
+}
+EMPHASIZED = ("awd", "plain-dropout", "plain-dropout-adam", "no-dropout")
 VARIANTS: dict[str, dict[str, Any]] = {
     "awd": {},
-    "plain-dropout": {
-        **NO_DROPOUT,
-        "activation_dropout": "per_step",
-        "encoder_emb_output_keep_prob": PLAIN_KEEP_PROB,
-        "encoder_dp_output_keep_prob": PLAIN_KEEP_PROB,
-        "encoder_last_output_keep_prob": PLAIN_KEEP_PROB,
-        "activation_regularization": 0.0,
-        "temporal_activation_regularization": 0.0,
-        "weight_decay": 0.0,
-        "variable_window": False,
-    },
+    "plain-dropout": PLAIN_DROPOUT,
+    "plain-dropout-adam": {**PLAIN_DROPOUT, "optimizer": "adam", "learning_rate": 1e-3},
     "no-dropout": NO_DROPOUT,
     "no-averaging": {"optimizer": "sgd"},
     "no-weight-dropout": {"recurrent_weight_keep_prob": 1.0},
@@ -293,7 +296,8 @@ def table(summary: list[dict[str, Any]]) -> str:
 
 
 def _words(variant: str) -> str:
-    return {"awd": "the recipe", "no-ar-tar": "no AR and TAR"}.get(variant, variant.replace("-", " "))
+    names = {"awd": "the recipe", "no-ar-tar": "no AR and TAR", "plain-dropout-adam": "plain dropout, Adam"}
+    return names.get(variant, variant.replace("-", " "))
 
 
 def draw(summary: list[dict[str, Any]], title: str, path: Path) -> None:
