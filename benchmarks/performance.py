@@ -33,13 +33,13 @@ def parts(short: bool, against: list[str]) -> dict[str, list[str]]:
     """Name of each part, and the arguments of `python -m` that make it; the name is that of its result."""
     step = ["benchmarks.training_step", *against]
     sizes, fewer = ("small", "wt2", "wt103"), ["--steps", "3"] if short else []
-    quick = ["--short"] if short else []
+    quick, part = (["--short"], ["--tokens", "60000"]) if short else ([], [])
     long_form = {"scaling_wt2": ["benchmarks.scaling", "--size", "wt2", "--rounds", "1", "--steps", "3"]}
     return {
         **{f"training_step_{size}": [*step, "--size", size] for size in sizes[:2]},
         "training_step_wt103": [*step, "--size", "wt103", *fewer],
-        "evaluation_small": ["benchmarks.evaluation", *against, "--size", "small"],
-        "evaluation_wt2": ["benchmarks.evaluation", *against, "--size", "wt2", "--rounds", "1"],
+        "evaluation_small": ["benchmarks.evaluation", *against, "--size", "small", *part],
+        "evaluation_wt2": ["benchmarks.evaluation", *against, "--size", "wt2", "--rounds", "1", *part],
         **{f"levers_{size}": ["benchmarks.levers", "--size", size] for size in sizes[:2]},
         "kernels": ["benchmarks.kernels", *against, "--rounds", "3" if short else "7"],
         "memory": ["benchmarks.memory", *against, *quick, "--plot", str(IMAGES / "memory.png")],
