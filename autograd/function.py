@@ -101,7 +101,7 @@ class Function:
         return output
 
     def _checked_dtypes(self, variables: list[Variable]) -> Dtypes:
-        """The dtype of the floating-point inputs, if there are any."""
+        """The one dtype of the floating-point inputs; of inputs that are all of one dtype, that one."""
         dtypes = {variable.data.dtype for variable in variables}
         if len(dtypes) > 1:
             dtypes = {dtype for dtype in dtypes if dtype.kind == "f"}
