@@ -33,6 +33,7 @@ def parts(short: bool, against: list[str]) -> dict[str, list[str]]:
     """Name of each part, and the arguments of `python -m` that make it; the name is that of its result."""
     step = ["benchmarks.training_step", *against]
     sizes, fewer = ("small", "wt2", "wt103"), ["--steps", "3"] if short else []
+    many = [] if short else ["--rounds", "45"]  # steps that are short, and differ by little
     quick, part = (["--short"], ["--tokens", "60000"]) if short else ([], [])
     long_form = {"scaling_wt2": ["benchmarks.scaling", "--size", "wt2", "--rounds", "1", "--steps", "3"]}
     return {
@@ -40,7 +41,8 @@ def parts(short: bool, against: list[str]) -> dict[str, list[str]]:
         "training_step_wt103": [*step, "--size", "wt103", *fewer],
         "evaluation_small": ["benchmarks.evaluation", *against, "--size", "small", *part],
         "evaluation_wt2": ["benchmarks.evaluation", *against, "--size", "wt2", "--rounds", "1", *part],
-        **{f"levers_{size}": ["benchmarks.levers", "--size", size] for size in sizes[:2]},
+        "levers_small": ["benchmarks.levers", "--size", "small", *many],
+        "levers_wt2": ["benchmarks.levers", "--size", "wt2"],
         "kernels": ["benchmarks.kernels", *against, "--rounds", "3" if short else "7"],
         "memory": ["benchmarks.memory", *against, *quick, "--plot", str(IMAGES / "memory.png")],
         "scaling_small": ["benchmarks.scaling", "--size", "small", "--rounds", "1" if short else "3"],

@@ -38,7 +38,10 @@ class LogSoftmax(Function):
 
     def backward(self, dy):
         (y,) = self.saved
-        dx = dy - get_array_module(y).exp(y) * dy.sum(axis=-1, keepdims=True)
+        xp = get_array_module(y)
+        dx = xp.exp(y)
+        dx *= dy.sum(axis=-1, keepdims=True)
+        xp.subtract(dy, dx, out=dx)
         return dx.astype(self.inputs[0].dtype, copy=False)
 
 
