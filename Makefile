@@ -45,7 +45,8 @@ test: $(VENV)/installed-test
 test-long: $(VENV)/installed-test
 	$(PYTEST) -m long
 
-# The short form of the first is among the tests, of both among the long ones. The soak takes some minutes more than MINUTES: its end is made up for.
+# Three kills are among the tests, ten kills and a short soak among the long ones. The soak takes some minutes more than
+# MINUTES: its end is made up for.
 chaos: $(VENV)/installed-train
 	$(PY) -m benchmarks.chaos --kills $(KILLS) --out benchmarks/results/chaos.json --docs docs/reliability.md
 
