@@ -1,6 +1,7 @@
-"""The floor of a training step: its matrix products in NumPy, of the same shapes, and nothing else.
+"""What no training step in NumPy does without: matrix products, exponentials, tangents and the update.
 
-What a step takes beyond it is the program's own: exponentials, gates, sums, clipping, Adam, Python.
+The first is its floor, which the program is measured against. The second, shared among all threads as well as
+can be, tells with the rate of one large product how fast the same step could be on this machine at best.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autograd.parallel import num_threads, run_parts
 from benchmarks.sizes import Size
+from train.optimizers import Adam, clip_factor, global_norm
 
 LOGITS_BYTES = 64 << 20
 """Of the vocabulary's products at a time: the logits of the largest size would take 0.8 GB."""
+
+IN_CACHE = 1 << 16
+"""Numbers whose exponentials, or tangents, are taken at a time."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +71,33 @@ def floor_timer(size: Size) -> Callable[[], float]:
         return time.perf_counter() - start
 
     return multiply
+
+
+def elementwise_timer(size: Size) -> Callable[[], float]:
+    """A function that makes what a step does to single numbers and returns its seconds.
+
+    That is exp of every logit, tanh of every gate and cell, the global norm and Adam of every parameter: the
+    first two by NumPy alone, on numbers that stay in the cache, the others as a training step makes them.
+    """
+    layers = size.model_config().layer_sizes
+    logits = size.tokens * size.vocab_size
+    tangents = size.tokens * sum(5 * units for _, units in layers)
+    weights = sum(4 * units * (inputs + units + 1) for inputs, units in layers)
+    parameters = np.zeros(weights + size.vocab_size * (size.embedding_size + 1), np.float32)
+    gradients = np.full_like(parameters, 1e-3)
+    adam = Adam(parameters)
+
+    def walk(_: int) -> None:
+        x = np.linspace(-1, 1, IN_CACHE, dtype=np.float32)
+        y = np.empty_like(x)
+        for function, count in ((np.exp, logits), (np.tanh, tangents)):
+            for _ in range(max(round(count / (num_threads() * IN_CACHE)), 1)):
+                function(x, out=y)
+
+    def compute() -> float:
+        start = time.perf_counter()
+        run_parts(walk, range(num_threads()))
+        adam.update(gradients, 1e-3, clip_factor(global_norm(gradients), 0.25))
+        return time.perf_counter() - start
+
+    return compute

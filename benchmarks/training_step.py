@@ -24,8 +24,11 @@ The JSON object has these fields, its figures being medians over the steps:
   loss_difference     largest difference between two losses of the same step, among the first five, in nats
   floor               {seconds, gflops} of the step's matrix products in NumPy and nothing else
   floor_ratio         our seconds / the floor's
+  others              {seconds} of what is not a product: exp of every logit and tanh of every gate by
+                      NumPy, the norm and Adam, on all threads and nothing else
   gemm_peak_gflops    of a 2048 × 2048 float32 product by NumPy, on all threads, in the same run
   peak_fraction       our gflops / gemm_peak_gflops
+  speedup_limit       torch's seconds / those of the step's flops at that rate and of the others
   environment         commit, versions, machine
 """
 
@@ -63,7 +66,7 @@ class Samples:
 
 def measure(size_name: str, against: str, steps: int, threads: int | None) -> dict[str, Samples]:
     """Step all sides in turns, `steps` times after the warm-up; losses of the warm-up are kept too."""
-    names = ["ours", *([against] if against != "none" else []), "floor", "gemm"]
+    names = ["ours", *([against] if against != "none" else []), "floor", "others", "gemm"]
     samples = {name: Samples() for name in names}
     with ExitStack() as stack:
         children = {}
@@ -88,6 +91,8 @@ def summarize(size_name: str, samples: dict[str, Samples]) -> dict[str, Any]:
     gemm_peak_gflops = 2 * GEMM_SIZE**3 / median(samples["gemm"].seconds) / 1e9
     figures = _figures(ours, size)
     floor = {name: _figures(samples["floor"], size)[name] for name in ("seconds", "gflops")}
+    others = median(samples["others"].seconds)
+    least = size.flops / gemm_peak_gflops / 1e9 + others
     return {
         "size": size_name,
         "ours": figures,
@@ -97,8 +102,10 @@ def summarize(size_name: str, samples: dict[str, Samples]) -> dict[str, Any]:
         "loss_difference": _loss_difference(ours, torch) if torch else None,
         "floor": floor,
         "floor_ratio": figures["seconds"] / floor["seconds"],
+        "others": {"seconds": others},
         "gemm_peak_gflops": gemm_peak_gflops,
         "peak_fraction": figures["gflops"] / gemm_peak_gflops,
+        "speedup_limit": median(torch.seconds) / least if torch else None,
     }
 
 
@@ -131,7 +138,8 @@ def table(result: dict[str, Any], samples: dict[str, Samples]) -> str:
         times = f"{median(side.seconds):9.4f}{min(side.seconds):9.4f}{max(side.seconds):9.4f}"
         figures = result.get(name, {"gflops": result["gemm_peak_gflops"]})
         speed = f"{figures['tokens_per_second']:10,.0f}" if "tokens_per_second" in figures else " " * 10
-        lines.append(f"{name:6}{times}{speed}{figures['gflops']:9.1f}{side.peak_rss_mb:9,.0f}")
+        rate = f"{figures['gflops']:9.1f}" if "gflops" in figures else " " * 9
+        lines.append(f"{name:6}{times}{speed}{rate}{side.peak_rss_mb:9,.0f}")
     summary = (
         f"{result['floor_ratio']:.2f}× the time of its bare products, "
         f"{result['peak_fraction']:.0%} of the GEMM peak"
@@ -139,7 +147,9 @@ def table(result: dict[str, Any], samples: dict[str, Samples]) -> str:
     if result["torch"]:
         summary = (
             f"{result['speedup']:.2f}× PyTorch's speed in {result['memory_ratio']:.2f}× its memory, "
-            f"{summary}; losses differ by {result['loss_difference']:.1e} at most"
+            f"{summary};\n"
+            f"{result['speedup_limit']:.2f}× PyTorch's speed is NumPy's limit here, products at the peak and "
+            f"others, and no more;\nlosses differ by {result['loss_difference']:.1e} at most"
         )
     return "\n".join([*lines, summary])
 
