@@ -26,6 +26,8 @@ MAX_ROWS = 24
 """With more rows the copy pays for itself."""
 PANEL_ARCHITECTURES = ("SkylakeX", "Cooperlake", "SapphireRapids")
 """For these, with AVX-512, OpenBLAS has kernels that leave the copy out; for others panels only cost."""
+BAND_WIDTH = 256
+"""Columns of a matrix that are copied at a time."""
 MIN_PARALLEL_WORK = 8_000_000
 """Flops of one step's recurrent product below which a second thread for half of the rows costs more than it
 brings."""
@@ -61,7 +63,7 @@ class RecurrentProduct:
         skinny = on_cpu and rows <= MAX_ROWS and panels_pay()
         splits = _num_splits(W.shape[0], rows) if skinny else None
         self.panels = None if splits is None else _panels(W, splits, as_it_lies=rows <= 16)
-        self.W = W.copy(order="C") if splits is None else None
+        self.W = _row_by_row(W) if splits is None else None
 
     def workspace(self, rows: int) -> Any:
         """What products with so many rows need besides `out`, made once before a time loop; None: nothing."""
@@ -95,6 +97,21 @@ class RecurrentProduct:
         if whole < count:
             out[:, whole * width :] = total[whole][:, : self.columns - whole * width]
         return out
+
+
+def _row_by_row(W: Any) -> Any:
+    """W (depth, columns) in memory of its own.
+
+    NumPy copies a transposed matrix column by column, each of whose numbers lies in a cache line of its own:
+    of a band of columns those lines stay in the cache.
+    """
+    if get_array_module(W) is not np:
+        return W.copy(order="C")
+    copy = np.empty(W.shape, W.dtype)
+    for first in range(0, W.shape[1], BAND_WIDTH):
+        band = slice(first, first + BAND_WIDTH)
+        copy[:, band] = W[:, band]
+    return copy
 
 
 def _num_splits(depth: int, rows: int) -> int | None:
