@@ -47,7 +47,7 @@ def parts(short: bool, against: list[str]) -> dict[str, list[str]]:
         "memory": ["benchmarks.memory", *against, *quick, "--plot", str(IMAGES / "memory.png")],
         "scaling_small": ["benchmarks.scaling", "--size", "small", "--rounds", "1" if short else "3"],
         **({} if short else long_form),
-        "prepare": ["benchmarks.prepare", "--tokens", "5000000" if short else "103000000"],
+        "prepare": ["benchmarks.prepare", "--tokens", "20000000" if short else "103000000"],
     }
 
 
