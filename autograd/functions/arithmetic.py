@@ -102,13 +102,18 @@ class Power(Function):
 
     def forward(self, x):
         self.save(x)
-        return x**self.exponent
+        return _power(x, self.exponent)
 
     def backward(self, dy):
         (x,) = self.saved
         if self.exponent == 0:
             return get_array_module(x).zeros_like(x)  # 0 · x⁻¹ is no number at x = 0
-        return dy * self.exponent * x ** (self.exponent - 1)
+        return dy * self.exponent * _power(x, self.exponent - 1)
+
+
+def _power(x: Any, exponent: float) -> Any:
+    """x ** exponent. NumPy multiplies for a square alone; a cube it makes by logarithms, which is slow."""
+    return x * x * x if exponent == 3 else x**exponent
 
 
 def add(x: Any, y: Any) -> Variable:
