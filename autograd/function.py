@@ -18,7 +18,7 @@ from autograd.errors import DtypeError, ShapeError
 from autograd.mode import is_backprop_enabled, is_detecting_anomaly
 from autograd.parallel import num_threads
 from autograd.profile import function_span
-from autograd.variable import Node, Variable, as_variable
+from autograd.variable import Node, Parameter, Variable, as_variable
 
 Dtypes = set[np.dtype]
 
@@ -79,8 +79,10 @@ class Function:
         given = self._checked_dtypes(variables)
         if not self.is_released:
             raise RuntimeError(f"{self.label}: one instance is applied once; make a new one for each call")
+        self._given = variables
         with function_span(self, "forward"):
             result = self.forward(*(variable.data for variable in variables))
+        del self._given
         arrays = result if isinstance(result, tuple) else (result,)
         self._check_results(variables, given, arrays)
         if is_detecting_anomaly():
@@ -195,6 +197,22 @@ class Function:
         if unwritten:
             self._targets[index] = get_array_module(like).empty(node.shape, like.dtype)
         return self._targets[index], unwritten
+
+    def borrow_grad_memory(self, index: int) -> Any:
+        """For `forward`: memory in which something may be saved until `backward`; None if there is none.
+
+        It is that of the gradient of input `index`, a parameter, of its shape and dtype. `backward` must ask
+        `still_borrows` before it asks for the `grad_target`, and have another way if it no longer does.
+        """
+        variable = self._given[index]
+        if not (is_backprop_enabled() and isinstance(variable, Parameter)):
+            return None
+        return variable.lend_grad_buffer(self)
+
+    def still_borrows(self, index: int) -> bool:
+        """Whether what `forward` has saved in the memory of that gradient is still there."""
+        owner = self.inputs[index].owner
+        return isinstance(owner, Parameter) and owner.lends_to(self)
 
     def defer(
         self,

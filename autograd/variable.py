@@ -196,19 +196,36 @@ class Parameter(Variable):
     """A variable that is trained. Its array and its gradient may be views into one flat buffer.
 
     The gradient's memory is kept between steps: `zero_grad` marks it as unwritten, and the next backward
-    pass writes over it, so nothing is allocated or cleared once training runs.
+    pass writes over it, so nothing is allocated or cleared once training runs. While it is unwritten, one
+    Function of the forward pass can borrow it.
     """
 
-    __slots__ = ("grad_buffer",)
+    __slots__ = ("grad_buffer", "_borrower")
 
     def __init__(self, data: Any, name: str | None = None) -> None:
         super().__init__(data, requires_grad=True, name=name)
         self.grad_buffer: Any = None
+        self._borrower: weakref.ref[Function] | None = None
+
+    def lend_grad_buffer(self, borrower: Function) -> Any:
+        """The gradient's memory, for what a Function saves until its backward pass; None if it is in use.
+
+        The loan ends when somebody asks for `grad_target`, the borrower itself included.
+        """
+        taken = self._borrower is not None and self._borrower() is not None
+        if self.grad is not None or self.grad_buffer is None or taken:
+            return None
+        self._borrower = weakref.ref(borrower)
+        return self.grad_buffer
+
+    def lends_to(self, borrower: Function) -> bool:
+        """Whether what this Function has put into the gradient's memory is still there."""
+        return self._borrower is not None and self._borrower() is borrower
 
     def move_to(self, data: Any, grad_buffer: Any) -> None:
         """Let this parameter live in the given arrays (of its shape); its values are copied there."""
         data[...] = self.data
-        self.data, self.grad_buffer, self.grad = data, grad_buffer, None
+        self.data, self.grad_buffer, self.grad, self._borrower = data, grad_buffer, None, None
         self.node.dtype = data.dtype
 
     def accumulate_grad(self, gradient: Any) -> None:
@@ -224,7 +241,7 @@ class Parameter(Variable):
         unwritten = self.grad is None
         if self.grad_buffer is None:
             self.grad_buffer = get_array_module(self.data).empty_like(self.data)
-        self.grad = self.grad_buffer
+        self.grad, self._borrower = self.grad_buffer, None
         return self.grad, unwritten
 
 

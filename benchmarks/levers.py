@@ -49,6 +49,11 @@ def _wide_blocks() -> None:
 
 def _no_kept_exponentials() -> None:
     minilstm.tied_softmax.KEPT_BYTES = 0
+    _nothing_borrowed()
+
+
+def _nothing_borrowed() -> None:
+    minilstm.tied_softmax.TiedSoftmaxLoss.borrow_grad_memory = lambda self, index: None  # type: ignore[method-assign]
 
 
 def _no_panels() -> None:
@@ -74,6 +79,7 @@ def _whole_arrays() -> None:
 LEVERS = {
     "narrow blocks": Lever("blocks of 512 words instead of 4,096: they stay in the cache", _wide_blocks),
     "kept exponentials": Lever("128 MB of them kept for the backward pass", _no_kept_exponentials),
+    "borrowed memory": Lever("more of them in the memory of the gradient of W", _nothing_borrowed),
     "panels": Lever("the recurrent product in panels that BLAS reads where they lie", _no_panels),
     "overlap": Lever(
         "products of one half of the steps beside the loop of the other", _nothing_beside_the_loop

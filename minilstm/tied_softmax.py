@@ -3,8 +3,8 @@
 The logits of a window, (N, V), are never held: at N = 21,504 and V = 267,735 they would take 23 GB in
 float32. One block of them is, of a size that depends on neither: 144 MB. Threads walk through the vocabulary
 in a ninth of it, a few words each at a time. Each word is multiplied out twice, once for the sums of the
-softmax and once more for the gradients; but for the first ones, whose exponentials stay in the rest of the
-block.
+softmax and once more for the gradients; but for those whose exponentials stay, in the rest of the block and
+in the memory of the gradient of W, which has no other use before the backward pass fills it.
 
 With l = h Wᵀ (without the bias), e = exp(l), and for every row n of h
 
@@ -67,12 +67,15 @@ class TiedSoftmaxLoss(Function):
     def forward(self, h, W, b, targets):
         check_loss_inputs(self.label, h, W, b, targets)
         scored = ScoredRows(targets)
-        rows = CrossEntropy(scored.pick(h), W, b, scored.pick(targets), self.block_size)
+        lent = self.borrow_grad_memory(1)
+        rows = CrossEntropy(scored.pick(h), W, b, scored.pick(targets), self.block_size, lent)
         self.save(rows, scored)
         return scored.mean(rows.losses)
 
     def backward(self, dloss):
         rows, scored = self.saved
+        if not self.still_borrows(1):
+            rows.blocks.forget_what_was_lent()
         dW, db = (self.grad_target(index, like) for index, like in ((1, rows.blocks.W), (2, rows.blocks.b)))
         dh = rows.gradients(dloss / scored.count, dW, db, functools.partial(self.defer, (1, 2)))
         return scored.spread(dh.astype(rows.blocks.h.dtype, copy=False)), dW[0], db[0], None
@@ -138,14 +141,17 @@ class CrossEntropy:
         h: (N, E). W: (words, E). b: (words).
         targets: (N), each in [0, words).
         block_size: words in a block.
+        lent: as for `SoftmaxBlocks`.
 
     Attributes:
         losses: (N), in nats; float32 of float16.
     """
 
-    def __init__(self, h: Any, W: Any, b: Any, targets: Any, block_size: int = BLOCK_WORDS) -> None:
+    def __init__(
+        self, h: Any, W: Any, b: Any, targets: Any, block_size: int = BLOCK_WORDS, lent: Any = None
+    ) -> None:
         xp = get_array_module(h)
-        self.blocks, self.targets = SoftmaxBlocks(h, W, b, block_size), targets
+        self.blocks, self.targets = SoftmaxBlocks(h, W, b, block_size, lent), targets
         self.sums = self.blocks.sums_of_exp(keep=is_backprop_enabled())
         target_logits = row_products(h, W[targets]) + b[targets]
         self.losses = xp.log(self.sums) - target_logits  # (22)
@@ -188,14 +194,21 @@ class SoftmaxBlocks:
     Args:
         h: (N, E). W: (V, E). b: (V).
         block_size: words in a block.
+        lent: (V, E), memory of the gradient by W, for exponentials that `KEPT_BYTES` has no room for. Each
+            thread keeps those of its first words there, and replaces them by gradients from front to back. A
+            word's gradient takes E numbers, its exponentials N: none reaches what is yet to be read. None, or
+            of another dtype, or fewer rows than E: nothing is lent.
 
     Attributes:
         dtype: of logits, exponentials and sums: h's, but float32 for float16.
         shift: (N) subtracted from each row of logits before exp, or None while none is needed.
     """
 
-    def __init__(self, h: Any, W: Any, b: Any, block_size: int = BLOCK_WORDS) -> None:
+    def __init__(self, h: Any, W: Any, b: Any, block_size: int = BLOCK_WORDS, lent: Any = None) -> None:
         self.h, self.W, self.b, self.dtype = h, W, b, accumulation_dtype(h.dtype)
+        fits = lent is not None and lent.dtype == self.dtype and len(h) >= h.shape[1]
+        self.lent: Any = lent if fits else None
+        self._in_lent: set[int] = set()  # first words of the blocks whose exponentials are there
         threads = num_threads() if get_array_module(h) is np else 1
         self.block_size = words_at_a_time(len(h), threads, self.dtype.itemsize, block_size)
         self.shift: Any = None
@@ -214,6 +227,7 @@ class SoftmaxBlocks:
         safe = xp.all((sums > low) & (sums < high)) & xp.all(xp.abs(self.b) < SAFE_BIAS)
         if len(sums) and not bool(safe):
             self._kept.clear()
+            self._in_lent.clear()
             self.shift = self._row_maxima()
             sums = self._sums(keep)
         return sums
@@ -236,6 +250,12 @@ class SoftmaxBlocks:
             xp.maximum(highest, logits.max(axis=1), out=highest)
         return highest
 
+    def forget_what_was_lent(self) -> None:
+        """Others have written there since, or will: these exponentials are computed anew."""
+        for start in self._in_lent:
+            del self._kept[start]
+        self._in_lent.clear()
+
     def gradients(
         self, row_scale: Any, dW: tuple[Any, bool], db: tuple[Any, bool], later: bool = False
     ) -> tuple[Any, Callable[[slice], None], list[slice]]:
@@ -255,8 +275,11 @@ class SoftmaxBlocks:
             exp_b = self._exp_bias(words)
             assign_or_add(db, words, matmul(row_scale, e) * exp_b)  # (25)
             if dW[1]:
-                block = matmul(e.T, scaled_h, out=dW[0][words])  # (24)
+                is_lent = words.start in self._in_lent  # then e may lie where the product goes
+                block = matmul(e.T, scaled_h, out=None if is_lent else dW[0][words])  # (24)
                 block *= exp_b[:, None]
+                if is_lent:
+                    dW[0][words] = block
             else:
                 dW[0][words] += matmul(e.T, scaled_h) * exp_b[:, None]  # (24)
 
@@ -264,14 +287,15 @@ class SoftmaxBlocks:
             dh, product = xp.zeros_like(self.h), xp.empty_like(self.h)
             for words, e in self._exponentials(part):
                 dh += matmul(e, self.W[words] * self._exp_bias(words)[:, None], out=product)  # (23)
-                if not (later and words.start in self._kept):
+                if words.start not in waiting:
                     weight_gradients(words, e)
             return dh
 
+        waiting = set(self._kept) - self._in_lent if later else set()
         dh = sum(run_parts(part_gradients, self.parts))
         dh *= row_scale[:, None]
         every = [words for part in self.parts for words in self._words(part)]
-        left_out = [words for words in every if later and words.start in self._kept]
+        left_out = [words for words in every if words.start in waiting]
         return dh, lambda words: weight_gradients(words, self._kept[words.start]), left_out
 
     def half_gradients(
@@ -328,27 +352,35 @@ class SoftmaxBlocks:
 
     def _exponentials(self, part: slice, keep: bool = False) -> Any:
         """(words, exp(h W[words]ᵀ - shift)) for each block; unless kept, the array is reused by the next."""
-        xp = get_array_module(self.h)
-        rows, dtype = len(self.h), self.dtype
-        words_kept = self._words_kept(part) if keep else 0
+        xp, rows = get_array_module(self.h), len(self.h)
+        lent, kept = self._words_kept(part) if keep else (0, 0)
         # Two large arrays and not one a block: the operating system gives them large pages.
-        kept, reused = (xp.empty(rows * width, dtype) for width in (words_kept, self.block_size))
+        own, reused = (xp.empty(rows * width, self.dtype) for width in (kept, self.block_size))
         for words in self._words(part):
             e = self._kept.get(words.start)
             if e is None:
-                width, begin = words.stop - words.start, words.start - part.start
-                stays = begin + width <= words_kept
-                memory = kept[begin * rows :] if stays else reused
-                e = memory[: rows * width].reshape(rows, width)
+                begin, end = words.start - part.start, words.stop - part.start
+                memory = reused
+                if end <= lent:
+                    memory = self.lent[part].reshape(-1)[begin * rows :]
+                    self._in_lent.add(words.start)
+                elif end <= lent + kept:
+                    memory = own[(begin - lent) * rows :]
+                e = memory[: rows * (end - begin)].reshape(rows, end - begin)
                 self._exponentiate(words, out=e)
-                if stays:
+                if memory is not reused:
                     self._kept[words.start] = e
             yield words, e
 
-    def _words_kept(self, part: slice) -> int:
-        """How many words of a part fit into its share of `KEPT_BYTES`."""
-        share = KEPT_BYTES // len(self.parts)
-        return min(share // max(len(self.h) * self.dtype.itemsize, 1), part.stop - part.start)
+    def _words_kept(self, part: slice) -> tuple[int, int]:
+        """How many of a part's first words stay in what is lent, in whole blocks, and how many of the next in
+        its share of `KEPT_BYTES`."""
+        rows, words = max(len(self.h), 1), part.stop - part.start
+        kept = min(KEPT_BYTES // len(self.parts) // (rows * self.dtype.itemsize), words)
+        if self.lent is None:
+            return 0, kept
+        needed, there_is = words - kept, words * self.h.shape[1] // rows
+        return min(-(-needed // self.block_size), there_is // self.block_size) * self.block_size, kept
 
     def _exponentiate(self, words: slice, out: Any) -> None:
         xp = get_array_module(self.h)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from softmax_examples import divide_work, example, run
 
-from autograd import Parameter, Variable, no_backprop_mode
+from autograd import Function, Parameter, Variable, no_backprop_mode
 from minilstm import tied_softmax
 from minilstm.tied_softmax import BLOCK_WORDS, WORKING_BYTES, tied_softmax_loss, words_at_a_time
 
@@ -53,6 +53,105 @@ def test_a_kept_block_is_not_multiplied_out_again(
     divide_work(monkeypatch, threads, threads * words_per_thread * 13 * 8)
     run(tied_softmax_loss, *example(N=13, V=160), block_size=16)
     assert len(exponentiated) == 2 * 10 - threads * kept_per_thread
+
+
+def trained(N, E, V, runs=2, before=lambda W, loss: None, **options):
+    """Gradients of h, W and b after some losses that go backward, W and b being parameters as in training."""
+    h, W, b, targets = example(N, E, V)
+    h, W, b = Variable(h), Parameter(W), Parameter(b)
+    for _ in range(runs):
+        for variable in (h, W, b):
+            variable.zero_grad()
+        loss = tied_softmax_loss(h, W, b, targets, block_size=16)
+        before(W, loss)
+        loss.backward(**options)
+    return [h.grad, W.grad.copy(), b.grad.copy()]
+
+
+@pytest.fixture
+def nothing_lent(monkeypatch):
+    """What `trained` gives if no memory is lent."""
+
+    def run(*sizes, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(Function, "borrow_grad_memory", lambda self, index: None)
+            return trained(*sizes, **options)
+
+    return run
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("N", "E", "kept", "lent"),
+    [(13, 5, 0, 61), (13, 5, 20, 61), (13, 5, 150, 16), (13, 5, 160, 0), (13, 13, 0, 160), (12, 13, 0, 0)],
+)
+def test_exponentials_in_the_memory_of_the_gradient_give_the_same_bits(
+    N, E, kept, lent, threads, exponentiated, nothing_lent, monkeypatch
+):
+    """Of 160 words in blocks of 16, as many as fit are lent room, in whole blocks for each thread."""
+    divide_work(monkeypatch, threads, kept * N * 8)
+    plain = nothing_lent(N, E, 160)
+    without = len(exponentiated)
+    exponentiated.clear()
+    for ours, theirs in zip(trained(N, E, 160), plain, strict=True):
+        assert np.array_equal(ours, theirs)
+    saved = without - len(exponentiated)  # the first of two runs has no memory to lend
+    if threads == 1:
+        assert saved == lent // 16
+    assert saved > 0 or lent < 16 * threads
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        lambda W, loss: (W * 2.0).sum().backward(),
+        lambda W, loss: W.grad_target()[0].fill(0.5),
+        lambda W, loss: loss.backward(retain_graph=True),
+    ],
+    ids=["another backward pass", "another writer", "twice"],
+)
+def test_what_others_wrote_over_is_computed_anew(before, exponentiated, nothing_lent, monkeypatch):
+    divide_work(monkeypatch, 2, 0)
+    plain = nothing_lent(13, 5, 160, before=before)
+    for ours, theirs in zip(trained(13, 5, 160, before=before), plain, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_two_losses_of_one_matrix_do_not_share_its_memory(nothing_lent, monkeypatch):
+    divide_work(monkeypatch, 2, 0)
+    _, _, _, targets = example(13, 5, 160)
+
+    def another(W, loss):
+        h = Variable(example(13, 5, 160, scale=0.5)[0])
+        others.append(tied_softmax_loss(h, W, Parameter(np.zeros(160)), targets, block_size=16))
+
+    def both(*sizes):
+        h, W, b, targets = example(*sizes)
+        h, W, b = Variable(h), Parameter(W), Parameter(b)
+        W.grad_target()
+        W.zero_grad()
+        losses = [tied_softmax_loss(h * scale, W, b, targets, block_size=16) for scale in (1.0, 0.5)]
+        for loss in losses[::-1]:
+            loss.backward()
+        return [h.grad, W.grad, b.grad]
+
+    others = []
+    plain = nothing_lent(13, 5, 160, before=another)
+    for ours, theirs in zip(trained(13, 5, 160, before=another), plain, strict=True):
+        assert np.array_equal(ours, theirs)
+    lent = both(13, 5, 160)
+    monkeypatch.setattr(Function, "borrow_grad_memory", lambda self, index: None)
+    for ours, theirs in zip(lent, both(13, 5, 160), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_a_shift_that_is_found_late_leaves_nothing_lent_behind(exponentiated, nothing_lent, monkeypatch):
+    """Logits beyond exp: all are computed again, and kept again."""
+    divide_work(monkeypatch, 2, 0)
+    monkeypatch.setattr(tied_softmax, "SAFE_SUMS", (1.0, 1.0))
+    plain = nothing_lent(13, 5, 160)
+    for ours, theirs in zip(trained(13, 5, 160), plain, strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 def test_nothing_is_kept_for_a_pass_that_will_not_come(monkeypatch):
