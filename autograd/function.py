@@ -39,6 +39,7 @@ class Function:
     """
 
     inputs: tuple[Node, ...]
+    _given: list[Variable]  # the inputs themselves, while `forward` runs
     _outputs: tuple[weakref.ref[Node], ...] = ()
     _saved: tuple[Any, ...] | None = None
     saved_is_needed_again = False  # set by a backward pass that retains the graph

@@ -79,11 +79,10 @@ def elementwise_timer(size: Size) -> Callable[[], float]:
     That is exp of every logit, tanh of every gate and cell, the global norm and Adam of every parameter: the
     first two by NumPy alone, on numbers that stay in the cache, the others as a training step makes them.
     """
-    layers = size.model_config().layer_sizes
+    model = size.model_config()
     logits = size.tokens * size.vocab_size
-    tangents = size.tokens * sum(5 * units for _, units in layers)
-    weights = sum(4 * units * (inputs + units + 1) for inputs, units in layers)
-    parameters = np.zeros(weights + size.vocab_size * (size.embedding_size + 1), np.float32)
+    tangents = size.tokens * sum(5 * units for _, units in model.layer_sizes)
+    parameters = np.zeros(model.num_parameters(), np.float32)
     gradients = np.full_like(parameters, 1e-3)
     adam = Adam(parameters)
 

@@ -275,11 +275,9 @@ class SoftmaxBlocks:
             exp_b = self._exp_bias(words)
             assign_or_add(db, words, matmul(row_scale, e) * exp_b)  # (25)
             if dW[1]:
-                is_lent = words.start in self._in_lent  # then e may lie where the product goes
-                block = matmul(e.T, scaled_h, out=None if is_lent else dW[0][words])  # (24)
+                # A first block's e may lie where the product goes; NumPy then copies e.
+                block = matmul(e.T, scaled_h, out=dW[0][words])  # (24)
                 block *= exp_b[:, None]
-                if is_lent:
-                    dW[0][words] = block
             else:
                 dW[0][words] += matmul(e.T, scaled_h) * exp_b[:, None]  # (24)
 

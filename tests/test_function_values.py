@@ -30,7 +30,7 @@ def softmax(x):
         (F.transpose, np.transpose),
         (F.sum, np.sum),
         (lambda x: F.relu(-x), lambda x: np.where(x < 0, -x, 0)),
-        (lambda x: x**3, lambda x: x * x * x),
+        *((lambda x, p=p: x**p, lambda x, p=p: np.power(x, float(p))) for p in (1, 2, 3, 4, 7, 16, 17, -3)),
         (lambda x: F.broadcast_to(x, (2, *x.shape)), lambda x: np.stack([x, x])),
         (lambda x: F.stack([x, -x], axis=0), lambda x: np.stack([x, -x])),
         (lambda x: F.stack([x, -x], axis=-1), lambda x: np.stack([x, -x], axis=-1)),

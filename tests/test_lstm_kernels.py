@@ -40,6 +40,16 @@ def assert_product(product, h, W, tolerance):
     assert out.dtype == W.dtype
 
 
+@pytest.mark.parametrize("columns", [1, 255, 256, 257, 700])
+def test_a_matrix_is_copied_row_by_row_however_it_lies(columns):
+    wide = np.random.default_rng(0).standard_normal((columns, 60))
+    for W in (wide.T, wide.T[:, : columns // 2 + 1], wide[:, 3:9], np.asfortranarray(wide)):
+        copy = lstm_kernels._row_by_row(W)
+        assert copy.flags.c_contiguous
+        assert not np.shares_memory(copy, W)
+        assert np.array_equal(copy, W)
+
+
 @pytest.mark.parametrize("small_product", [1, 300, 3000, lstm_kernels.SMALL_PRODUCT])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

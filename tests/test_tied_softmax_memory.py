@@ -110,48 +110,42 @@ def test_exponentials_in_the_memory_of_the_gradient_give_the_same_bits(
     ],
     ids=["another backward pass", "another writer", "twice"],
 )
-def test_what_others_wrote_over_is_computed_anew(before, exponentiated, nothing_lent, monkeypatch):
+def test_what_others_wrote_over_is_computed_anew(before, nothing_lent, monkeypatch):
     divide_work(monkeypatch, 2, 0)
     plain = nothing_lent(13, 5, 160, before=before)
     for ours, theirs in zip(trained(13, 5, 160, before=before), plain, strict=True):
         assert np.array_equal(ours, theirs)
 
 
-def test_two_losses_of_one_matrix_do_not_share_its_memory(nothing_lent, monkeypatch):
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_losses_of_one_matrix_do_not_share_its_memory(order, monkeypatch):
     divide_work(monkeypatch, 2, 0)
-    _, _, _, targets = example(13, 5, 160)
 
-    def another(W, loss):
-        h = Variable(example(13, 5, 160, scale=0.5)[0])
-        others.append(tied_softmax_loss(h, W, Parameter(np.zeros(160)), targets, block_size=16))
-
-    def both(*sizes):
-        h, W, b, targets = example(*sizes)
+    def gradients():
+        h, W, b, targets = example(13, 5, 160)
         h, W, b = Variable(h), Parameter(W), Parameter(b)
-        W.grad_target()
+        W.grad_target()  # makes the memory
         W.zero_grad()
         losses = [tied_softmax_loss(h * scale, W, b, targets, block_size=16) for scale in (1.0, 0.5)]
-        for loss in losses[::-1]:
+        for loss in losses[::order]:
             loss.backward()
         return [h.grad, W.grad, b.grad]
 
-    others = []
-    plain = nothing_lent(13, 5, 160, before=another)
-    for ours, theirs in zip(trained(13, 5, 160, before=another), plain, strict=True):
-        assert np.array_equal(ours, theirs)
-    lent = both(13, 5, 160)
+    lent = gradients()
     monkeypatch.setattr(Function, "borrow_grad_memory", lambda self, index: None)
-    for ours, theirs in zip(lent, both(13, 5, 160), strict=True):
+    for ours, theirs in zip(lent, gradients(), strict=True):
         assert np.array_equal(ours, theirs)
 
 
-def test_a_shift_that_is_found_late_leaves_nothing_lent_behind(exponentiated, nothing_lent, monkeypatch):
-    """Logits beyond exp: all are computed again, and kept again."""
+def test_what_needs_a_shift_is_computed_again_and_lent_again(exponentiated, nothing_lent, monkeypatch):
     divide_work(monkeypatch, 2, 0)
-    monkeypatch.setattr(tied_softmax, "SAFE_SUMS", (1.0, 1.0))
+    monkeypatch.setattr(tied_softmax, "SAFE_SUMS", (1.0, 1.0))  # as if all logits were beyond exp
     plain = nothing_lent(13, 5, 160)
+    without = len(exponentiated)
+    exponentiated.clear()
     for ours, theirs in zip(trained(13, 5, 160), plain, strict=True):
         assert np.array_equal(ours, theirs)
+    assert len(exponentiated) < without
 
 
 def test_nothing_is_kept_for_a_pass_that_will_not_come(monkeypatch):

@@ -414,3 +414,65 @@ def test_a_leaf_that_no_gradient_reaches_is_told_of_too():
     (used + unused * 0.0).sum().backward(on_complete=told.append)
     assert x in told
     assert y in told
+
+
+class Borrower(Function):
+    """Saves something in the memory of its input's gradient, if it can."""
+
+    def forward(self, x):
+        self.memory = self.borrow_grad_memory(0)
+        return x * 2.0
+
+    def backward(self, dy):
+        return dy * 2.0
+
+
+def lender():
+    """A parameter whose gradient has memory, and is unwritten."""
+    parameter = Parameter(np.ones(3))
+    parameter.grad_target()
+    parameter.zero_grad()
+    return parameter
+
+
+def test_the_memory_of_an_unwritten_gradient_is_lent_to_one_function_at_a_time():
+    parameter = lender()
+    first, second = Borrower(), Borrower()
+    kept = first.apply(parameter)
+    assert first.memory is parameter.grad_buffer
+    assert first.still_borrows(0)
+    second.apply(parameter)
+    assert second.memory is None
+    assert kept.creator is first
+    del kept, first  # never went backward
+    third = Borrower()
+    third.apply(parameter)
+    assert third.memory is parameter.grad_buffer
+
+
+def test_a_loan_ends_when_the_gradient_is_asked_for():
+    parameter = lender()
+    borrower = Borrower()
+    borrower.apply(parameter)
+    parameter.zero_grad()
+    assert borrower.still_borrows(0)  # which touches nothing
+    (parameter * 1.0).sum().backward()
+    assert not borrower.still_borrows(0)
+
+
+@pytest.mark.parametrize("x", [np.ones(3), Variable(np.ones(3)), Parameter(np.ones(3))])
+def test_what_has_no_memory_for_a_gradient_lends_none(x):
+    borrower = Borrower()
+    borrower.apply(x)
+    assert borrower.memory is None
+
+
+def test_nothing_is_lent_of_a_written_gradient_or_without_a_backward_pass_to_come():
+    written, parameter = lender(), lender()
+    written.grad_target()
+    borrower, other = Borrower(), Borrower()
+    borrower.apply(written)
+    with no_backprop_mode():
+        other.apply(parameter)
+    assert borrower.memory is None
+    assert other.memory is None

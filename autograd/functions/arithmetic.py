@@ -112,8 +112,11 @@ class Power(Function):
 
 
 def _power(x: Any, exponent: float) -> Any:
-    """x ** exponent. NumPy multiplies for a square alone; a cube it makes by logarithms, which is slow."""
-    return x * x * x if exponent == 3 else x**exponent
+    """x ** exponent. NumPy multiplies for a square alone; higher powers it makes by logarithms, slowly."""
+    if exponent not in range(3, 17):
+        return x**exponent
+    root = _power(x, exponent // 2)
+    return root * root * x if exponent % 2 else root * root
 
 
 def add(x: Any, y: Any) -> Variable:
