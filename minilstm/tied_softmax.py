@@ -197,7 +197,7 @@ class SoftmaxBlocks:
         lent: (V, E), memory of the gradient by W, for exponentials that `KEPT_BYTES` has no room for. Each
             thread keeps those of its first words there, and replaces them by gradients from front to back. A
             word's gradient takes E numbers, its exponentials N: none reaches what is yet to be read. None, or
-            of another dtype, or fewer rows than E: nothing is lent.
+            of another dtype, fewer rows than E, or a GPU's: nothing is lent.
 
     Attributes:
         dtype: of logits, exponentials and sums: h's, but float32 for float16.
@@ -207,7 +207,7 @@ class SoftmaxBlocks:
     def __init__(self, h: Any, W: Any, b: Any, block_size: int = BLOCK_WORDS, lent: Any = None) -> None:
         self.h, self.W, self.b, self.dtype = h, W, b, accumulation_dtype(h.dtype)
         fits = lent is not None and lent.dtype == self.dtype and len(h) >= h.shape[1]
-        self.lent: Any = lent if fits else None
+        self.lent: Any = lent if fits and get_array_module(h) is np else None
         self._in_lent: set[int] = set()  # first words of the blocks whose exponentials are there
         threads = num_threads() if get_array_module(h) is np else 1
         self.block_size = words_at_a_time(len(h), threads, self.dtype.itemsize, block_size)
